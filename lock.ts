@@ -1,0 +1,344 @@
+/**
+ * An exclusive lock on a file, for any file: flock(2), or LockFileEx on
+ * Windows, so that it excludes every other program that uses those on the same
+ * file, `flock(1)`, Python's `fcntl.flock` and Go among them.
+ *
+ * ```ts
+ * import { lock } from "@cog/dotcog/lock";
+ *
+ * const path = await Deno.makeTempFile();
+ * {
+ *   using _lock = await lock(path, { onWait: () => console.log("Waiting") });
+ *   // Nobody else who locks this file is past their own lock() here.
+ * }
+ * await Deno.remove(path);
+ * ```
+ *
+ * @module
+ */
+
+import { abortable } from "@std/async/abortable";
+import { delay } from "@std/async/delay";
+import { fromFileUrl } from "@std/path/from-file-url";
+import { resolve } from "@std/path/resolve";
+
+/** How {@linkcode lock} waits. */
+export interface LockOptions {
+  /**
+   * Abandons the wait when it is aborted. Nothing of the wait is left behind,
+   * and nothing stays attached to the signal once the lock is acquired.
+   *
+   * A wait for another process is polled if there is a signal, at most 25 ms
+   * apart, because a wait in the operating system cannot be abandoned. So it
+   * has no place in the system's queue: beside processes that wait there and
+   * leave no pause between them, it may wait for long.
+   */
+  signal?: AbortSignal;
+
+  /**
+   * Called once, before the wait, if the lock was not free at once: the place
+   * to tell the user what the program is waiting for.
+   */
+  onWait?: () => void;
+}
+
+/**
+ * Releases a lock: call it, or hold it with `using`. It returns at once, never
+ * throws, and does nothing from the second time on.
+ *
+ * A release that is dropped without being called leaves the lock held until
+ * the process ends; the end of the process frees it, however it comes about.
+ */
+export interface Release extends Disposable {
+  /** Releases the lock. */
+  (): void;
+}
+
+/**
+ * Acquires the exclusive lock on a file, waiting for as long as it takes. The
+ * file is created if it is missing, as the umask says, and stays; it is never
+ * written to. Its directory must exist.
+ *
+ * After a wait the lock is certain to be on the file that is at the path then,
+ * also where that was deleted or replaced meanwhile. Deleting the file while
+ * somebody holds the lock is not safe: the holder cannot be told, and the next
+ * process makes a new file and locks that.
+ *
+ * Callers in one process get the lock in the order in which they asked for the
+ * same path; between processes the operating system decides, unless a
+ * {@linkcode LockOptions.signal} makes the wait a polled one. A process whose
+ * own callers queue without a gap may keep others waiting meanwhile.
+ *
+ * The lock is advisory: it excludes only those who ask for it. Holding it
+ * twice is not possible, not even in one process: the second call waits for
+ * the first one's release.
+ *
+ * Requires `--allow-read` and `--allow-write` for the file. With no more than
+ * `--allow-read`, or on a file that may not be written, it locks what exists.
+ *
+ * @param path The file to lock.
+ * @param options The signal that abandons the wait, and whom to tell of it.
+ * @returns The release.
+ *
+ * @throws {TypeError} If `path` is a URL of another scheme than `file:` or has
+ * a NUL in it.
+ * @throws {Deno.errors.NotFound} If the directory of the file is missing, or
+ * is deleted while this waits.
+ * @throws {Deno.errors.IsADirectory} If `path` is a directory.
+ * @throws {Deno.errors.PermissionDenied} If the file may not be opened, and
+ * {@linkcode Deno.errors.NotCapable} if Deno may not; a file system without
+ * locks gives whatever error the platform has for it.
+ * @throws The signal's own `reason`, once the signal is aborted.
+ *
+ * @example Usage
+ * ```ts
+ * import { lock } from "@cog/dotcog/lock";
+ *
+ * const path = await Deno.makeTempFile();
+ * {
+ *   using _lock = await lock(path, {
+ *     signal: AbortSignal.timeout(60_000),
+ *     onWait: () => console.log("Waiting for another build"),
+ *   });
+ *   // The lock is held to the end of this block.
+ * }
+ * await Deno.remove(path);
+ * ```
+ */
+export async function lock(
+  path: string | URL,
+  options: LockOptions = {},
+): Promise<Release> {
+  const { signal, onWait } = options;
+  signal?.throwIfAborted();
+  const name = toPath(path);
+  let told = false;
+  const tell = () => {
+    if (told) return;
+    told = true;
+    onWait?.();
+  };
+  await enter(name, tell, signal);
+  const release = await acquire(name, (file) => {
+    tell();
+    return granted(name, file, signal);
+  });
+  return release!;
+}
+
+/**
+ * Acquires the exclusive lock on a file if it is free, as {@linkcode lock}
+ * does, and never waits.
+ *
+ * Requires `--allow-read` and `--allow-write` for the file.
+ *
+ * @param path The file to lock.
+ * @returns The release, or `null` if anybody else, in this process or another,
+ * holds the lock or, in this process, is waiting for it.
+ *
+ * @throws What {@linkcode lock} throws where it cannot lock at all.
+ *
+ * @example Usage
+ * ```ts
+ * import { tryLock } from "@cog/dotcog/lock";
+ * import { assertEquals } from "@std/assert/equals";
+ *
+ * const path = await Deno.makeTempFile();
+ * {
+ *   using _lock = await tryLock(path);
+ *   assertEquals(await tryLock(path), null);
+ * }
+ * await Deno.remove(path);
+ * ```
+ */
+export async function tryLock(path: string | URL): Promise<Release | null> {
+  const name = toPath(path);
+  if (queues.has(name)) return null;
+  queues.set(name, []);
+  return await acquire(name);
+}
+
+/**
+ * A path is here while somebody in this process holds its lock or is the one
+ * who asks the operating system for it; the others wait in the queue, in order.
+ */
+const queues = new Map<string, Array<() => void>>();
+
+/** Waits to be the one of this process who asks the operating system. */
+async function enter(
+  name: string,
+  tell: () => void,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const queue = queues.get(name);
+  if (!queue) {
+    queues.set(name, []);
+    return;
+  }
+  const { promise: turn, resolve: call } = Promise.withResolvers<void>();
+  queue.push(call);
+  try {
+    tell();
+    await (signal ? abortable(turn, signal) : turn);
+  } catch (error) {
+    const place = queue.indexOf(call);
+    if (place >= 0) queue.splice(place, 1);
+    else leave(name); // called and aborted in one go: the next one's turn
+    throw error;
+  }
+}
+
+/** Lets the next of this process ask the operating system. */
+function leave(name: string): void {
+  const call = queues.get(name)?.shift();
+  if (call) call();
+  else queues.delete(name);
+}
+
+/**
+ * Acquires the lock for whoever has entered, or leaves. Without a `wait` for a
+ * file that is taken, it returns `null` then, and has not yielded before.
+ */
+async function acquire(
+  name: string,
+  wait?: (file: Deno.FsFile) => Promise<void>,
+): Promise<Release | null> {
+  let held: Deno.FsFile | undefined;
+  try {
+    while (!held) {
+      const file = openFile(name);
+      try {
+        if (!tryFile(name, file)) {
+          if (!wait) return null;
+          await wait(file);
+        }
+        // flock(2) also locks a file that was deleted or replaced before it
+        // was locked, where nobody else will look for it.
+        if (isAt(name, file)) held = file;
+      } finally {
+        if (!held) file.close();
+      }
+    }
+  } finally {
+    if (!held) leave(name);
+  }
+  return toRelease(name, held);
+}
+
+function toRelease(name: string, file: Deno.FsFile): Release {
+  let held = true;
+  const release = () => {
+    if (!held) return;
+    held = false;
+    try {
+      // Windows may take its time to unlock a file that is only closed.
+      file.unlockSync();
+    } catch {
+      // Closing frees it too.
+    }
+    file.close();
+    leave(name);
+  };
+  return Object.assign(release, { [Symbol.dispose]: release });
+}
+
+/**
+ * How many waits may stand in the operating system at once. Each one occupies a
+ * thread of the pool that all of Deno's file operations share, and before Deno
+ * 2.9.6 there were 32: https://github.com/denoland/deno/issues/22504
+ */
+const MAX_BLOCKED = 8;
+let blocked = 0;
+
+/**
+ * Waits until `file` is locked. The operating system wakes its waiters at once
+ * and in turn, but Deno has no way to cancel such a wait, and closing the file
+ * does not (https://github.com/denoland/deno/issues/31342): it would keep the
+ * process alive, and take the lock for nobody in the end. So a wait that may be
+ * abandoned asks again and again instead, the less often the longer it lasts.
+ */
+async function granted(
+  name: string,
+  file: Deno.FsFile,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const start = performance.now();
+  do {
+    if (!signal && blocked < MAX_BLOCKED) {
+      blocked++;
+      try {
+        return await file.lock(true);
+      } catch (error) {
+        throw refused(name, error);
+      } finally {
+        blocked--;
+      }
+    }
+    const waited = performance.now() - start;
+    await delay(Math.min(Math.max(waited / 20, 1), 25), { signal });
+  } while (!tryFile(name, file));
+}
+
+function tryFile(name: string, file: Deno.FsFile): boolean {
+  try {
+    return file.tryLockSync(true);
+  } catch (error) {
+    throw refused(name, error);
+  }
+}
+
+/**
+ * Opens the file for writing too, though nothing is ever written: NFSv4 refuses
+ * an exclusive lock on a file that is open for reading only.
+ */
+function openFile(name: string): Deno.FsFile {
+  try {
+    return Deno.openSync(name, { read: true, write: true, create: true });
+  } catch (error) {
+    const readable = openReadable(name);
+    if (readable) return readable;
+    throw refused(name, error);
+  }
+}
+
+function openReadable(name: string): Deno.FsFile | undefined {
+  try {
+    const file = Deno.openSync(name);
+    if (file.statSync().isFile) return file;
+    file.close();
+  } catch {
+    // The first error says what is wrong.
+  }
+}
+
+/** Whether the open `file` is the one that is at the path now. */
+function isAt(name: string, file: Deno.FsFile): boolean {
+  try {
+    const held = file.statSync();
+    const found = Deno.statSync(name);
+    // An open file keeps its inode number to itself. Windows has none here.
+    return held.ino === null || found.ino === null
+      ? held.birthtime?.getTime() === found.birthtime?.getTime()
+      : held.ino === found.ino && held.dev === found.dev;
+  } catch {
+    return false; // opening it again says what is wrong
+  }
+}
+
+/** The same class of error, saying what was tried and what to do. */
+function refused(name: string, error: unknown): Error {
+  const { constructor, message } = error as Error;
+  const advice = error instanceof Deno.errors.NotFound
+    ? "its directory is missing, or was deleted meanwhile: make it first"
+    : error instanceof Deno.errors.IsADirectory
+    ? "it is a directory: name a file in it"
+    : "it must be a file that may be opened, where the file system has locks";
+  return new (constructor as ErrorConstructor)(
+    `Cannot lock ${name}: ${advice}: ${message}`,
+    { cause: error },
+  );
+}
+
+function toPath(path: string | URL): string {
+  return resolve(path instanceof URL ? fromFileUrl(path) : path);
+}

@@ -1,0 +1,3 @@
+export async function ensureDir(dir: string | URL): Promise<void> {
+  await Deno.mkdir(dir, { recursive: true });
+}

@@ -1,0 +1,1 @@
+export { sep as SEPARATOR } from "node:path";

@@ -1,0 +1,1 @@
+export { relative } from "node:path";

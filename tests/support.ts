@@ -1,0 +1,191 @@
+/** Other processes, and what the operating system knows of this one. */
+
+import { abortable } from "@std/async/abortable";
+import { delay } from "@std/async/delay";
+import { fromFileUrl } from "@std/path/from-file-url";
+
+const MOD = import.meta.resolve("../mod.ts");
+
+/** What makes a second Deno resolve `@std` as this one does. */
+export const RESOLUTION: string[] =
+  import.meta.resolve("@std/path/resolve").startsWith("file:")
+    ? [`--import-map=${local("offline/import_map.json")}`]
+    : [`--config=${local("../deno.json")}`];
+
+/** The path of a file that is named relative to this directory. */
+export function local(path: string): string {
+  return fromFileUrl(import.meta.resolve(`./${path}`));
+}
+
+/**
+ * Another process. At the end of the block it reads the end of its input, and
+ * is awaited: what would go on regardless is for the test to kill.
+ */
+export class Peer implements AsyncDisposable {
+  readonly #process: Deno.ChildProcess;
+  readonly #stdin: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
+  readonly #stdout: ReadableStreamDefaultReader<string>;
+  readonly #ended: Promise<Deno.CommandStatus>;
+  #unread = "";
+
+  constructor(command: string, args: string[], options?: Deno.CommandOptions) {
+    this.#process = new Deno.Command(command, {
+      ...options,
+      args,
+      stdin: "piped",
+      stdout: "piped",
+      stderr: "inherit",
+    }).spawn();
+    this.#stdin = this.#process.stdin.getWriter();
+    this.#stdout = this.#process.stdout
+      .pipeThrough(new TextDecoderStream()).getReader();
+    this.#ended = this.#process.status;
+  }
+
+  get pid(): number {
+    return this.#process.pid;
+  }
+
+  /** The next line that it prints. */
+  async line(): Promise<string> {
+    let end;
+    while ((end = this.#unread.indexOf("\n")) < 0) {
+      const { value, done } = await soon(this.#stdout.read());
+      if (done) throw new Error(`it ended after "${this.#unread}"`);
+      this.#unread += value;
+    }
+    const line = this.#unread.slice(0, end);
+    this.#unread = this.#unread.slice(end + 1);
+    return line;
+  }
+
+  /** Lets it go on where it waits for a line. */
+  async go(): Promise<void> {
+    await this.#stdin.write(new TextEncoder().encode("\n"));
+  }
+
+  /** How it ended. Fails if it does not do so soon. */
+  ended(): Promise<Deno.CommandStatus> {
+    return soon(this.#ended);
+  }
+
+  /** Kills it, if it has not ended. */
+  kill(signal: Deno.Signal = "SIGKILL"): void {
+    try {
+      this.#process.kill(signal);
+    } catch (error) {
+      if (!(error instanceof TypeError)) throw error;
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#stdin.close().catch(() => {}); // it may have ended before
+    await this.#stdout.cancel();
+    await this.ended();
+  }
+}
+
+/**
+ * A second Deno that runs `code`, in which the library's functions, `args` and
+ * `heard`, which waits for {@linkcode Peer.go}, are there to be used; `under`
+ * is a command that is to run it.
+ */
+export function script(
+  code: string,
+  args: string[] = [],
+  permissions: string[] = ["--allow-all"],
+  { under = [], ...options }: Deno.CommandOptions & { under?: string[] } = {},
+): Peer {
+  const prelude = `
+    import { Dir, lock, open, openTemp, tryLock } from "${MOD}";
+    const args = Deno.args;
+    const heard = () => Deno.stdin.read(new Uint8Array(64));
+  `;
+  const url = `data:application/typescript,${
+    encodeURIComponent(prelude + code)
+  }`;
+  const flags = ["--quiet", "--no-prompt", ...RESOLUTION, ...permissions];
+  const [command, ...rest] = [...under, Deno.execPath(), "run"];
+  return new Peer(command, [...rest, ...flags, url, ...args], options);
+}
+
+/** A stranger that holds the lock on `path` from its first line to its `go`. */
+export function flock(path: string): Peer {
+  return new Peer("flock", [path, "sh", "-c", "echo held; read _"]);
+}
+
+export function has(command: string): boolean {
+  try {
+    new Deno.Command(command, { args: ["--version"] }).outputSync();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Whether nobody holds the lock on `path`, this process included. */
+export function isFree(path: string): boolean {
+  using file = Deno.openSync(path, { read: true, write: true });
+  return file.tryLockSync(true);
+}
+
+/** Whether a process waits for a lock in the operating system. */
+export function isBlocked(pid: number): boolean {
+  return Deno.readTextFileSync("/proc/locks").split("\n")
+    .some((line) =>
+      line.includes("->") && line.split(/\s+/).includes(`${pid}`)
+    );
+}
+
+export const HAS_PROC = Deno.build.os === "linux";
+
+export function threads(): number {
+  const status = Deno.readTextFileSync("/proc/self/status");
+  return Number(/^Threads:\s+(\d+)$/m.exec(status)![1]);
+}
+
+/** The files that this process has open, by their paths. */
+export function openFiles(): string[] {
+  return [...Deno.readDirSync("/proc/self/fd")].flatMap(({ name }) => {
+    try {
+      return [Deno.readLinkSync(`/proc/self/fd/${name}`)];
+    } catch {
+      return []; // the directory that was just read
+    }
+  });
+}
+
+/** Settles as `promise` does, and fails instead of waiting for ever. */
+export function soon<T>(promise: Promise<T>): Promise<T> {
+  return abortable(promise, AbortSignal.timeout(30_000));
+}
+
+/** Waits until `condition` holds, and fails instead of waiting for ever. */
+export async function until(condition: () => boolean): Promise<void> {
+  const signal = AbortSignal.timeout(30_000);
+  while (!condition()) await delay(2, { signal });
+}
+
+/** A new directory, removed at the end of the block. */
+export function scene(): { path: string } & Disposable {
+  const path = Deno.realPathSync(Deno.makeTempDirSync());
+  return {
+    path,
+    [Symbol.dispose]: () => Deno.removeSync(path, { recursive: true }),
+  };
+}
+
+export function exists(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
+/** What a directory holds, sorted. */
+export function names(path: string): string[] {
+  return [...Deno.readDirSync(path)].map(({ name }) => name).sort();
+}
