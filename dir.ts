@@ -1,0 +1,620 @@
+/**
+ * The directory `.cog/` of a project: {@linkcode open} it, or take one in a new
+ * temporary directory with {@linkcode openTemp}.
+ *
+ * ```ts
+ * import { openTemp } from "@cog/dotcog/dir";
+ *
+ * await using cog = await openTemp();
+ * const manifest = await cog.filePath("cache/manifest.json");
+ * await Deno.writeTextFile(manifest, "[]");
+ * ```
+ *
+ * @module
+ */
+
+import { abortable } from "@std/async/abortable";
+import { ensureDir } from "@std/fs/ensure-dir";
+import { SEPARATOR } from "@std/path/constants";
+import { fromFileUrl } from "@std/path/from-file-url";
+import { normalize } from "@std/path/normalize";
+import { resolve } from "@std/path/resolve";
+import { lock, type LockOptions, type Release, tryLock } from "./lock.ts";
+
+/** The name of the state directory inside a project. */
+export const NAME = ".cog";
+
+/** The name of the lock file inside the state directory. */
+const LOCK_NAME = "cog.lock";
+
+/**
+ * Opens `.cog/` in a project, and makes it, and its parents, where missing.
+ * One that it makes gets a `.gitignore` that hides all of it from git; one that
+ * is there already is left as it is. A symbolic link is followed.
+ *
+ * Requires `--allow-read` and `--allow-write` for the project.
+ *
+ * @param projectDir The project. A relative path is taken from the working
+ * directory of now, whatever that becomes later.
+ * @returns The handle, to be closed: best with `await using`.
+ *
+ * @throws {TypeError} If `projectDir` is a URL of another scheme than `file:`
+ * or has a NUL in it.
+ * @throws {Deno.errors.AlreadyExists} If `.cog` is not a directory.
+ * @throws {Deno.errors.PermissionDenied} If it may not be made, and
+ * {@linkcode Deno.errors.NotCapable} if Deno may not; a full or read-only disk
+ * gives whatever error the platform has for it.
+ *
+ * @example Usage
+ * ```ts
+ * import { open } from "@cog/dotcog/dir";
+ *
+ * await using cog = await open(".");
+ * using _lock = await cog.lock();
+ * const build = await cog.tempPath("build");
+ * await Deno.writeTextFile(`${build}/artifact`, "staged");
+ * ```
+ */
+export async function open(projectDir: string | URL): Promise<Dir> {
+  const project = resolve(
+    projectDir instanceof URL ? fromFileUrl(projectDir) : projectDir,
+  );
+  await makeRoot(project);
+  return makeDir(project, false);
+}
+
+/**
+ * Opens `.cog/` in a new temporary directory, which is removed with all that is
+ * in it when the handle is closed, or at the end of the process at the latest.
+ *
+ * Requires `--allow-read` and `--allow-write` for the system's temporary
+ * directory.
+ *
+ * @returns The handle, to be closed: best with `await using`.
+ *
+ * @throws {Deno.errors.PermissionDenied} If the directory may not be made, and
+ * {@linkcode Deno.errors.NotCapable} if Deno may not.
+ *
+ * @example A fixture
+ * ```ts
+ * import { openTemp } from "@cog/dotcog/dir";
+ * import { assertEquals } from "@std/assert/equals";
+ *
+ * Deno.test("a fixture", async () => {
+ *   await using cog = await openTemp();
+ *   const weights = await cog.filePath("weights/a.bin");
+ *   await Deno.writeFile(weights, new Uint8Array(8));
+ *   assertEquals((await Deno.stat(weights)).size, 8);
+ * });
+ * ```
+ */
+export async function openTemp(): Promise<Dir> {
+  const project = resolve(await Deno.makeTempDir({ prefix: "cog-" }));
+  const dir = makeDir(project, true);
+  try {
+    await makeRoot(project);
+  } catch (error) {
+    await dir.close();
+    throw error;
+  }
+  return dir;
+}
+
+let makeDir: (project: string, temporary: boolean) => Dir;
+const KEY = Symbol();
+
+/**
+ * A handle on a project's `.cog/`, from {@linkcode open} or
+ * {@linkcode openTemp}.
+ *
+ * The names that its methods take are relative to `.cog/` and stay inside it.
+ * A name that is absolute, begins with a drive letter, leaves the directory by
+ * `..` or holds a NUL is refused, as is `cog.lock` in any case and all below
+ * it; on Windows also a name with a colon, or a part that ends in a dot or
+ * space, which Windows takes for another name. Nothing on disk is touched then.
+ *
+ * Once it is being closed, every method but `close` fails with
+ * {@linkcode Deno.errors.BadResource}.
+ */
+export class Dir implements AsyncDisposable {
+  /** The absolute path of `.cog/`. */
+  readonly root: string;
+  /** The absolute path of the project, the directory that `.cog/` is in. */
+  readonly projectDir: string;
+
+  readonly #cleanups = new AsyncDisposableStack();
+  readonly #closing = new AbortController();
+  readonly #removals = new Map<string, () => string>();
+  #closed: Promise<void> | undefined;
+  #held: Release | undefined;
+
+  static {
+    makeDir = (project, temporary) => new Dir(KEY, project, temporary);
+  }
+
+  private constructor(key: symbol, project: string, temporary: boolean) {
+    if (key !== KEY) {
+      throw new TypeError("Cannot construct a Dir: call open() or openTemp()");
+    }
+    this.projectDir = project;
+    this.root = resolve(project, NAME);
+    if (temporary) this.#removeOnClose(project, () => project);
+    this.#cleanups.defer(() => this.#held?.());
+  }
+
+  /**
+   * Makes a subdirectory, with its parents, unless it exists. Symbolic links on
+   * the way are followed.
+   *
+   * Requires `--allow-read` and `--allow-write` for the project.
+   *
+   * @param name The name of the directory: `""` and `"."` are `.cog/` itself.
+   * @returns Its absolute path.
+   *
+   * @throws {TypeError} If the name is refused, see {@linkcode Dir}.
+   * @throws {Deno.errors.BadResource} If this handle is closed.
+   * @throws {Deno.errors.AlreadyExists} If a file has the name, and whatever
+   * other error the platform has where the directory cannot be made.
+   *
+   * @example Usage
+   * ```ts
+   * import { openTemp } from "@cog/dotcog/dir";
+   *
+   * await using cog = await openTemp();
+   * const weights = await cog.path("cache/weights");
+   * await Deno.writeTextFile(`${weights}/a.bin`, "");
+   * ```
+   */
+  // deno-lint-ignore require-await -- so that errors reject, as the signature says
+  async path(name: string): Promise<string> {
+    const parts = this.#parts("make a directory", name);
+    return makePath(resolve(this.root, ...parts));
+  }
+
+  /**
+   * Makes the parent directories of a file, but not the file itself. Symbolic
+   * links on the way are followed.
+   *
+   * Requires `--allow-read` and `--allow-write` for the project.
+   *
+   * @param name The name of the file.
+   * @returns Its absolute path.
+   *
+   * @throws {TypeError} If the name is refused, see {@linkcode Dir}, or is
+   * `.cog/` itself.
+   * @throws {Deno.errors.BadResource} If this handle is closed.
+   * @throws {Deno.errors.NotADirectory} If the parent is a file, and whatever
+   * other error the platform has where it cannot be made.
+   *
+   * @example Usage
+   * ```ts
+   * import { openTemp } from "@cog/dotcog/dir";
+   *
+   * await using cog = await openTemp();
+   * const manifest = await cog.filePath("cache/manifest.json");
+   * await Deno.writeTextFile(manifest, "[]");
+   * ```
+   */
+  // deno-lint-ignore require-await -- so that errors reject, as the signature says
+  async filePath(name: string): Promise<string> {
+    const parts = this.#parts("make room for a file", name, true);
+    makePath(resolve(this.root, ...parts.slice(0, -1)));
+    return resolve(this.root, ...parts);
+  }
+
+  /**
+   * Makes an empty scratch directory. Whatever had its name is wiped first; it
+   * is removed on close, or at the end of the process at the latest (but not
+   * when a signal kills it). Parents are made and stay.
+   *
+   * On close it is removed only if it is still the directory that was made
+   * here: one that somebody else made since under the same name is theirs and
+   * stays. Hold the lock while you use a scratch: without it, the next one who
+   * takes the same name wipes yours.
+   *
+   * Deleting never follows a symbolic link: one that has the scratch's own name
+   * is removed as a link, and one on the way there is refused. A wipe moves the
+   * old directory aside in one step, as `.scratch-old-` and a UUID beside it,
+   * then deletes that; what a crash or a missing permission leaves there is
+   * deleted by the next `tempPath` beside it that can.
+   *
+   * Requires `--allow-read` and `--allow-write` for the project.
+   *
+   * @param name The name of the scratch directory.
+   * @returns Its absolute path.
+   *
+   * @throws {TypeError} If the name is refused, see {@linkcode Dir}, or is
+   * `.cog/` itself.
+   * @throws {Deno.errors.BadResource} If this handle is closed.
+   * @throws {Deno.errors.NotADirectory} If the way there leads through a file
+   * or a symbolic link, and whatever other error the platform has where the
+   * directory cannot be made.
+   *
+   * @example Usage
+   * ```ts
+   * import { openTemp } from "@cog/dotcog/dir";
+   *
+   * await using cog = await openTemp();
+   * using _lock = await cog.lock();
+   * const build = await cog.tempPath("build");
+   * await Deno.writeTextFile(`${build}/artifact`, "staged");
+   * ```
+   */
+  async tempPath(name: string): Promise<string> {
+    const parts = this.#parts("make scratch", name, true);
+    const path = resolve(this.root, ...parts);
+    const parent = resolve(path, "..");
+    refuseLinks(this.root, parts.slice(0, -1));
+    makePath(parent);
+    const { take, leftovers } = makeScratch(path);
+    this.#removals.get(path)?.(); // lets go of the one that this one replaced
+    this.#removeOnClose(path, take);
+    await sweep(parent, leftovers);
+    return path;
+  }
+
+  /**
+   * Registers a cleanup for close. Cleanups run in reverse order of their
+   * registration, scratch directories among them, each after the one before it
+   * has settled, and all of them even if some fail.
+   *
+   * @param cleanup What to call. It cannot use this handle any more, but a lock
+   * that the handle holds is still held.
+   *
+   * @throws {Deno.errors.BadResource} If this handle is closed.
+   *
+   * @example Usage
+   * ```ts
+   * import { openTemp } from "@cog/dotcog/dir";
+   *
+   * await using cog = await openTemp();
+   * cog.defer(() => console.log("Closing"));
+   * ```
+   */
+  defer(cleanup: () => void | PromiseLike<void>): void {
+    this.#assertOpen("register a cleanup");
+    this.#cleanups.defer(cleanup);
+  }
+
+  /**
+   * Acquires the lock of the whole project, waiting for as long as it takes. It
+   * excludes every other handle, script and `cog` command on this project that
+   * asks for it. Whatever {@linkcode lock} promises holds here.
+   *
+   * If this handle is closed during the wait, the wait ends at once. But
+   * without a signal it is the operating system's, and keeps the process alive
+   * until the others let go: give a signal where that matters.
+   *
+   * Requires `--allow-read` and `--allow-write` for the project.
+   *
+   * @param options The signal that abandons the wait, and whom to tell of it.
+   * @returns The release. Closing this handle releases the lock too.
+   *
+   * @throws {Deno.errors.BadResource} If this handle is closed, also while it
+   * waits.
+   * @throws {Deno.errors.NotFound} If `.cog/` was deleted.
+   * @throws {Deno.errors.PermissionDenied} If the lock file may not be opened,
+   * and {@linkcode Deno.errors.NotCapable} if Deno may not.
+   * @throws The signal's own `reason`, once the signal is aborted.
+   *
+   * @example Usage
+   * ```ts
+   * import { openTemp } from "@cog/dotcog/dir";
+   *
+   * await using cog = await openTemp();
+   * using _lock = await cog.lock({
+   *   signal: AbortSignal.timeout(60_000),
+   *   onWait: () => console.log("Waiting for another build"),
+   * });
+   * ```
+   */
+  async lock(options: LockOptions = {}): Promise<Release> {
+    this.#assertOpen("lock");
+    const { signal, onWait } = options;
+    const closing = this.#closing.signal;
+    const release = lock(this.#lockFile, {
+      signal: signal && AbortSignal.any([signal, closing]),
+      onWait,
+    }).then((release) => this.#hold(release));
+    return await abortable(release, closing);
+  }
+
+  /**
+   * Acquires the lock of the whole project if it is free, and never waits.
+   *
+   * Requires `--allow-read` and `--allow-write` for the project.
+   *
+   * @returns The release, or `null` if the lock is taken. Closing this handle
+   * releases the lock too.
+   *
+   * @throws What {@linkcode Dir.lock} throws where it cannot lock at all.
+   *
+   * @example Usage
+   * ```ts
+   * import { openTemp } from "@cog/dotcog/dir";
+   * import { assertEquals } from "@std/assert/equals";
+   *
+   * await using cog = await openTemp();
+   * using _lock = await cog.tryLock();
+   * assertEquals(await cog.tryLock(), null);
+   * ```
+   */
+  async tryLock(): Promise<Release | null> {
+    this.#assertOpen("lock");
+    const release = await tryLock(this.#lockFile);
+    return release && this.#hold(release);
+  }
+
+  /**
+   * Runs the cleanups, see {@linkcode Dir.defer}, then releases the lock if
+   * this handle holds it. However often it is called, all of that is done once
+   * and every call has the same outcome.
+   *
+   * @throws The error of a cleanup that failed; where several did, a
+   * {@linkcode SuppressedError} that holds them all.
+   *
+   * @example Usage
+   * ```ts
+   * import { openTemp } from "@cog/dotcog/dir";
+   *
+   * const cog = await openTemp();
+   * await cog.close();
+   * ```
+   */
+  close(): Promise<void> {
+    return this.#closed ??= this.#close();
+  }
+
+  /** The same as {@linkcode Dir.close}, for `await using`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async #close(): Promise<void> {
+    this.#closing.abort(this.#closedError("lock"));
+    try {
+      await this.#cleanups.disposeAsync();
+    } finally {
+      removeEventListener("unload", this.#removeNow);
+    }
+  }
+
+  #assertOpen(tried: string): void {
+    if (this.#closing.signal.aborted) throw this.#closedError(tried);
+  }
+
+  #closedError(tried: string): Error {
+    return new Deno.errors.BadResource(
+      `Cannot ${tried} in ${this.root}: it is closed, open it again`,
+    );
+  }
+
+  get #lockFile(): string {
+    return resolve(this.root, LOCK_NAME);
+  }
+
+  /** Keeps the lock that was acquired for close, or lets go if that is past. */
+  #hold(release: Release): Release {
+    if (this.#closing.signal.aborted) {
+      release();
+      throw this.#closing.signal.reason;
+    }
+    return this.#held = release;
+  }
+
+  /**
+   * Has the directory at `path` removed on close, and at the end of the process
+   * if that comes first. `take` says where it is by then.
+   */
+  #removeOnClose(path: string, take: () => string): void {
+    this.#removals.set(path, take);
+    addEventListener("unload", this.#removeNow);
+    this.#cleanups.defer(async () => {
+      try {
+        await Deno.remove(take(), { recursive: true });
+      } catch (error) {
+        if (error instanceof Deno.errors.NotFound) return;
+        throw explained(`Cannot remove ${path}`, error);
+      }
+    });
+  }
+
+  readonly #removeNow = (): void => {
+    for (const take of [...this.#removals.values()].reverse()) {
+      try {
+        Deno.removeSync(take(), { recursive: true });
+      } catch {
+        // Gone already, or nobody is left to be told.
+      }
+    }
+  };
+
+  /** The parts of a name below the root, none for the root itself. */
+  #parts(tried: string, name: string, below = false): string[] {
+    this.#assertOpen(tried);
+    const path = normalize(name);
+    const parts = path.split(SEPARATOR).filter((part) => part && part !== ".");
+    const reason = name.includes("\0")
+      ? "holds a NUL"
+      : path.startsWith(SEPARATOR) || /^[a-z]:/i.test(name)
+      ? "is not relative"
+      : parts[0] === ".."
+      ? "leads outside"
+      : parts[0]?.toLowerCase() === LOCK_NAME
+      ? "is the lock file's"
+      : below && parts.length === 0
+      ? "is the directory itself"
+      : Deno.build.os === "windows" &&
+          parts.some((part) => /:|[. ]$/.test(part))
+      ? "is another name on Windows"
+      : undefined;
+    if (reason === undefined) return parts;
+    throw new TypeError(
+      `Cannot ${tried} in ${this.root}: the name "${name}" ${reason}`,
+    );
+  }
+}
+
+async function makeRoot(project: string): Promise<void> {
+  const root = resolve(project, NAME);
+  const ignore = resolve(root, ".gitignore");
+  try {
+    try {
+      Deno.mkdirSync(root);
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+      await ensureDir(project);
+      Deno.mkdirSync(root);
+    }
+  } catch (error) {
+    if (quietly(() => Deno.statSync(root))?.isDirectory) return;
+    throw explained(`Cannot make ${root}`, error);
+  }
+  try {
+    Deno.writeTextFileSync(ignore, "*\n", { createNew: true });
+  } catch (error) {
+    quietly(() => Deno.removeSync(ignore));
+    quietly(() => Deno.removeSync(root));
+    throw explained(`Cannot write ${ignore}`, error);
+  }
+}
+
+/**
+ * One directory is made, moved or looked at synchronously throughout: that is
+ * quicker than a trip to the thread pool, and a close of the same handle can
+ * never come in between. Only the deleting of whole trees is left to others.
+ */
+function makePath(path: string): string {
+  try {
+    Deno.mkdirSync(path, { recursive: true });
+    return path;
+  } catch (error) {
+    throw explained(`Cannot make directory ${path}`, error);
+  }
+}
+
+function refuseLinks(root: string, parts: string[]): void {
+  let way = root;
+  for (const part of parts) {
+    way = resolve(way, part);
+    if (!quietly(() => Deno.lstatSync(way))?.isSymlink) continue;
+    throw new Deno.errors.NotADirectory(
+      `Cannot make scratch below ${way}: it is a symbolic link, and what is ` +
+        `beyond it is not deleted; name a directory that is not behind one`,
+    );
+  }
+}
+
+/** A scratch directory that was made. */
+interface Scratch {
+  /** Moves it out of the way, if it is still there, and says where it is. */
+  take: () => string;
+  /** What is to be deleted beside it: what it replaced, and what crashes left. */
+  leftovers: string[];
+}
+
+function makeScratch(path: string): Scratch {
+  for (let tries = 1;; tries++) {
+    try {
+      return tryScratch(path);
+    } catch (error) {
+      // Without the lock, others can come in between any two steps of it.
+      if (tries < 20) continue;
+      throw explained(`Cannot make scratch ${path}`, error);
+    }
+  }
+}
+
+function tryScratch(path: string): Scratch {
+  // Made under a name of its own, so that what is marked is what was made, and
+  // moved into place last, so that a failure before that leaves all as it was.
+  const fresh = beside(path, "new");
+  const aside = beside(path, "old");
+  using undo = new DisposableStack();
+  Deno.mkdirSync(fresh);
+  undo.defer(() => quietly(() => Deno.removeSync(fresh)));
+  const made = Deno.lstatSync(fresh);
+  // As long as it is open, no other directory gets its inode number. Windows
+  // opens no directories, but has birth times.
+  const pin = undo.use(quietly(() => Deno.openSync(fresh)));
+  moveAside(path);
+  // Before it is in place: a close that mistook it for its own moves it aside
+  // for an instant, and that must not be swept.
+  const leftovers = findLeftovers(resolve(path, ".."));
+  Deno.renameSync(fresh, path);
+  undo.move();
+
+  const take = () => {
+    try {
+      if (isSame(made, Deno.lstatSync(path))) {
+        Deno.renameSync(path, aside);
+        // Another may have replaced it between those two: it is theirs.
+        if (!isSame(made, Deno.lstatSync(aside))) {
+          Deno.renameSync(aside, path);
+        }
+      }
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    } finally {
+      quietly(() => pin?.close());
+    }
+    return aside;
+  };
+  return { take, leftovers };
+}
+
+/** Takes what has the name out of the way of a scratch that is to replace it. */
+function moveAside(path: string): void {
+  try {
+    Deno.renameSync(path, beside(path, "old"));
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return;
+    if ((error as { code?: string }).code !== "EXDEV") throw error;
+    // Overlay file systems do not rename a directory of a lower layer, such as
+    // one that a container image brought along.
+    Deno.removeSync(path, { recursive: true });
+  }
+}
+
+const LEFTOVER =
+  /^\.scratch-(new|old)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+
+/** A name that no one else uses, in the same directory and file system. */
+function beside(path: string, state: "new" | "old"): string {
+  return resolve(path, "..", `.scratch-${state}-${crypto.randomUUID()}`);
+}
+
+function findLeftovers(dir: string): string[] {
+  return [...Deno.readDirSync(dir)].map(({ name }) => name)
+    .filter((name) => LEFTOVER.test(name));
+}
+
+/** Deletes quietly: others may do the same, and the next one tries again. */
+async function sweep(dir: string, leftovers: string[]): Promise<void> {
+  await Promise.allSettled(leftovers.map((name) => {
+    // A new one is empty, unless its maker is just moving it into place.
+    const recursive = name.startsWith(".scratch-old-");
+    return Deno.remove(resolve(dir, name), { recursive });
+  }));
+}
+
+function isSame(a: Deno.FileInfo, b: Deno.FileInfo): boolean {
+  return a.dev === b.dev && a.ino === b.ino &&
+    a.birthtime?.getTime() === b.birthtime?.getTime();
+}
+
+function quietly<T>(attempt: () => T): T | undefined {
+  try {
+    return attempt();
+  } catch {
+    return undefined;
+  }
+}
+
+/** The same class of error, saying what was tried. */
+function explained(tried: string, error: unknown): Error {
+  const { constructor, message } = error as Error;
+  return new (constructor as ErrorConstructor)(`${tried}: ${message}`, {
+    cause: error,
+  });
+}
