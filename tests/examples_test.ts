@@ -1,0 +1,120 @@
+import { assert } from "@std/assert/assert";
+import { assertEquals } from "@std/assert/equals";
+import { resolve } from "@std/path/resolve";
+import {
+  exists,
+  flock,
+  has,
+  local,
+  names,
+  Peer,
+  RESOLUTION,
+  scene,
+  until,
+} from "./support.ts";
+
+const HAS_FLOCK = has("flock");
+
+function example(name: string, ...args: string[]): Peer {
+  const flags = ["--quiet", ...RESOLUTION, "--allow-read", "--allow-write"];
+  const file = local(`../examples/${name}.ts`);
+  return new Peer(Deno.execPath(), ["run", ...flags, file, ...args]);
+}
+
+/** A project with a few files, and some that a build skips. */
+function project(): { path: string } & Disposable {
+  const dir = scene();
+  for (const sub of ["src", ".git", "node_modules", ".cog/cache"]) {
+    Deno.mkdirSync(resolve(dir.path, sub), { recursive: true });
+    Deno.writeTextFileSync(resolve(dir.path, sub, "file"), "abc");
+  }
+  Deno.writeTextFileSync(resolve(dir.path, "cog.yaml"), "");
+  return dir;
+}
+
+const MANIFEST = [
+  {
+    path: "cog.yaml",
+    size: 0,
+    sha256: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+  },
+  {
+    path: "src/file",
+    size: 3,
+    sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+  },
+];
+
+Deno.test("build stages a project, and leaves only its manifest", async () => {
+  using dir = project();
+  await using build = example("build", dir.path);
+  assert((await build.line()).startsWith(`Staging ${dir.path} in `));
+  assertEquals(await build.line(), "Staged 2 files, 3 bytes");
+  const manifest = resolve(dir.path, ".cog", "cache", "manifest.json");
+  assertEquals(await build.line(), `Wrote ${manifest}`);
+  assertEquals((await build.ended()).code, 0);
+  assertEquals(JSON.parse(Deno.readTextFileSync(manifest)), MANIFEST);
+  assertEquals(names(resolve(dir.path, ".cog")), ["cache", "cog.lock"]);
+});
+
+Deno.test(
+  "build says so where it must wait for another, two run one after the other",
+  {
+    ignore: !HAS_FLOCK,
+  },
+  async () => {
+    using dir = project();
+    await using holder = flock(resolve(dir.path, ".cog", "cog.lock"));
+    await holder.line();
+    await using first = example("build", dir.path);
+    await using second = example("build", dir.path);
+    for (const build of [first, second]) {
+      assertEquals(
+        await build.line(),
+        `Waiting for another build in ${dir.path}`,
+      );
+    }
+    assertEquals(exists(resolve(dir.path, ".cog", "build")), false);
+    await holder.go();
+    for (const build of [first, second]) {
+      assertEquals((await build.ended()).code, 0);
+      assert((await build.line()).startsWith("Staging"));
+    }
+    assertEquals(names(resolve(dir.path, ".cog")), ["cache", "cog.lock"]);
+  },
+);
+
+Deno.test("build leaves no scratch after Ctrl-C", {
+  ignore: Deno.build.os === "windows",
+}, async () => {
+  using dir = project();
+  const many = resolve(dir.path, "many");
+  Deno.mkdirSync(many);
+  for (let i = 0; i < 300; i++) {
+    Deno.writeTextFileSync(resolve(many, `${i}`), "");
+  }
+  await using build = example("build", dir.path);
+  const scratch = resolve(dir.path, ".cog", "build");
+  await until(() => exists(scratch));
+  build.kill("SIGINT");
+  assertEquals((await build.ended()).code, 130);
+  assertEquals(names(resolve(dir.path, ".cog")), ["cache", "cog.lock"]);
+});
+
+Deno.test("wait gets a free lock", async () => {
+  using dir = scene();
+  await using wait = example("wait", dir.path);
+  assertEquals(await wait.line(), "The project is ours");
+  assertEquals((await wait.ended()).code, 0);
+});
+
+Deno.test("wait says that it waits, and gives up", {
+  ignore: !HAS_FLOCK,
+}, async () => {
+  using dir = project();
+  await using holder = flock(resolve(dir.path, ".cog", "cog.lock"));
+  await holder.line();
+  await using wait = example("wait", dir.path, "0.2");
+  assertEquals(await wait.line(), "Waiting for another build, up to 0.2 s");
+  assertEquals((await wait.ended()).code, 1);
+});
