@@ -13,7 +13,6 @@
  * @module
  */
 
-import { abortable } from "@std/async/abortable";
 import { ensureDir } from "@std/fs/ensure-dir";
 import { SEPARATOR } from "@std/path/constants";
 import { fromFileUrl } from "@std/path/from-file-url";
@@ -89,8 +88,8 @@ export async function open(projectDir: string | URL): Promise<Dir> {
  * ```
  */
 export async function openTemp(): Promise<Dir> {
-  const project = resolve(await Deno.makeTempDir({ prefix: "cog-" }));
-  const dir = makeDir(project, true);
+  const project = resolve(Deno.makeTempDirSync({ prefix: "cog-" }));
+  const dir = makeDir(project, true); // from here on, an exit removes it
   try {
     await makeRoot(project);
   } catch (error) {
@@ -110,8 +109,9 @@ const KEY = Symbol();
  * The names that its methods take are relative to `.cog/` and stay inside it.
  * A name that is absolute, begins with a drive letter, leaves the directory by
  * `..` or holds a NUL is refused, as is `cog.lock` in any case and all below
- * it; on Windows also a name with a colon, or a part that ends in a dot or
- * space, which Windows takes for another name. Nothing on disk is touched then.
+ * it, and what {@linkcode Dir.tempPath} calls what it moves aside; on Windows
+ * also a part with a colon or `~1` in it, or with a dot or space at its end,
+ * which Windows may take for another name. Nothing on disk is touched then.
  *
  * Once it is being closed, every method but `close` fails with
  * {@linkcode Deno.errors.BadResource}.
@@ -205,7 +205,8 @@ export class Dir implements AsyncDisposable {
   /**
    * Makes an empty scratch directory. Whatever had its name is wiped first; it
    * is removed on close, or at the end of the process at the latest (but not
-   * when a signal kills it). Parents are made and stay.
+   * when a signal kills it, nor at the end of a worker). Parents are made and
+   * stay.
    *
    * On close it is removed only if it is still the directory that was made
    * here: one that somebody else made since under the same name is theirs and
@@ -243,13 +244,15 @@ export class Dir implements AsyncDisposable {
   async tempPath(name: string): Promise<string> {
     const parts = this.#parts("make scratch", name, true);
     const path = resolve(this.root, ...parts);
-    const parent = resolve(path, "..");
     refuseLinks(this.root, parts.slice(0, -1));
-    makePath(parent);
+    makePath(resolve(path, ".."));
     const { take, leftovers } = makeScratch(path);
     this.#removals.get(path)?.(); // lets go of the one that this one replaced
     this.#removeOnClose(path, take);
-    await sweep(parent, leftovers);
+    const swept = sweep(leftovers);
+    this.#cleanups.defer(() => swept);
+    await swept;
+    this.#assertOpen("make scratch");
     return path;
   }
 
@@ -258,8 +261,8 @@ export class Dir implements AsyncDisposable {
    * registration, scratch directories among them, each after the one before it
    * has settled, and all of them even if some fail.
    *
-   * @param cleanup What to call. It cannot use this handle any more, but a lock
-   * that the handle holds is still held.
+   * @param cleanup What to call. It cannot use this handle any more, nor wait
+   * for its close, but a lock that the handle holds is still held.
    *
    * @throws {Deno.errors.BadResource} If this handle is closed.
    *
@@ -311,12 +314,8 @@ export class Dir implements AsyncDisposable {
   async lock(options: LockOptions = {}): Promise<Release> {
     this.#assertOpen("lock");
     const { signal, onWait } = options;
-    const closing = this.#closing.signal;
-    const release = lock(this.#lockFile, {
-      signal: signal && AbortSignal.any([signal, closing]),
-      onWait,
-    }).then((release) => this.#hold(release));
-    return await abortable(release, closing);
+    const wait = { signal, onWait, closing: this.#closing.signal };
+    return this.#hold(await lock(this.#lockFile, wait));
   }
 
   /**
@@ -372,6 +371,7 @@ export class Dir implements AsyncDisposable {
 
   async #close(): Promise<void> {
     this.#closing.abort(this.#closedError("lock"));
+    await null; // a cleanup that calls close again gets this same promise
     try {
       await this.#cleanups.disposeAsync();
     } finally {
@@ -444,8 +444,9 @@ export class Dir implements AsyncDisposable {
       ? "is the lock file's"
       : below && parts.length === 0
       ? "is the directory itself"
-      : Deno.build.os === "windows" &&
-          parts.some((part) => /:|[. ]$/.test(part))
+      : parts.some((part) => LEFTOVER.test(part))
+      ? "is reserved"
+      : Deno.build.os === "windows" && parts.some((part) => ALIAS.test(part))
       ? "is another name on Windows"
       : undefined;
     if (reason === undefined) return parts;
@@ -473,6 +474,7 @@ async function makeRoot(project: string): Promise<void> {
   try {
     Deno.writeTextFileSync(ignore, "*\n", { createNew: true });
   } catch (error) {
+    if (error instanceof Deno.errors.AlreadyExists) return;
     quietly(() => Deno.removeSync(ignore));
     quietly(() => Deno.removeSync(root));
     throw explained(`Cannot write ${ignore}`, error);
@@ -529,7 +531,6 @@ function tryScratch(path: string): Scratch {
   // Made under a name of its own, so that what is marked is what was made, and
   // moved into place last, so that a failure before that leaves all as it was.
   const fresh = beside(path, "new");
-  const aside = beside(path, "old");
   using undo = new DisposableStack();
   Deno.mkdirSync(fresh);
   undo.defer(() => quietly(() => Deno.removeSync(fresh)));
@@ -537,44 +538,60 @@ function tryScratch(path: string): Scratch {
   // As long as it is open, no other directory gets its inode number. Windows
   // opens no directories, but has birth times.
   const pin = undo.use(quietly(() => Deno.openSync(fresh)));
-  moveAside(path);
-  // Before it is in place: a close that mistook it for its own moves it aside
-  // for an instant, and that must not be swept.
+  const isOurs = ({ dev, ino, birthtime }: Deno.FileInfo) =>
+    dev === made.dev && ino === made.ino &&
+    (pin || birthtime?.getTime() === made.birthtime?.getTime());
   const leftovers = findLeftovers(resolve(path, ".."));
+  leftovers.push(...moveAside(path));
   Deno.renameSync(fresh, path);
   undo.move();
 
+  const old = beside(path, "old");
+  let taken = false;
   const take = () => {
+    if (taken) return old;
+    taken = true;
     try {
-      if (isSame(made, Deno.lstatSync(path))) {
-        Deno.renameSync(path, aside);
-        // Another may have replaced it between those two: it is theirs.
-        if (!isSame(made, Deno.lstatSync(aside))) {
-          Deno.renameSync(aside, path);
-        }
+      if (isOurs(Deno.lstatSync(path))) {
+        Deno.renameSync(path, fresh);
+        // Another may have replaced it between those two: it is theirs. Until
+        // that is clear, the name is one that is not swept with its files.
+        const ours = isOurs(Deno.lstatSync(fresh));
+        Deno.renameSync(fresh, ours ? old : path);
       }
     } catch (error) {
       if (!(error instanceof Deno.errors.NotFound)) throw error;
     } finally {
-      quietly(() => pin?.close());
+      pin?.close();
     }
-    return aside;
+    return old;
   };
   return { take, leftovers };
 }
 
-/** Takes what has the name out of the way of a scratch that is to replace it. */
-function moveAside(path: string): void {
+/**
+ * Takes what has the name out of the way of a scratch that is to replace it,
+ * and says what is to be deleted for that.
+ */
+function moveAside(path: string): string[] {
+  const aside = beside(path, "old");
   try {
-    Deno.renameSync(path, beside(path, "old"));
+    Deno.renameSync(path, aside);
+    return [aside];
   } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return;
-    if ((error as { code?: string }).code !== "EXDEV") throw error;
-    // Overlay file systems do not rename a directory of a lower layer, such as
-    // one that a container image brought along.
-    Deno.removeSync(path, { recursive: true });
+    if ((error as { code?: string }).code === "EXDEV") {
+      // Overlay file systems do not rename a directory of a lower layer, such
+      // as one that a container image brought along.
+      Deno.removeSync(path, { recursive: true });
+    } else if (!(error instanceof Deno.errors.NotFound)) {
+      throw error;
+    }
+    return [];
   }
 }
+
+/** Windows' other names for a file: streams, short names, ignored ends. */
+const ALIAS = /:|~\d|[. ]$/;
 
 const LEFTOVER =
   /^\.scratch-(new|old)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
@@ -584,23 +601,20 @@ function beside(path: string, state: "new" | "old"): string {
   return resolve(path, "..", `.scratch-${state}-${crypto.randomUUID()}`);
 }
 
+/** The paths of what crashes left, none where the directory is unreadable. */
 function findLeftovers(dir: string): string[] {
-  return [...Deno.readDirSync(dir)].map(({ name }) => name)
-    .filter((name) => LEFTOVER.test(name));
+  return quietly(() => [...Deno.readDirSync(dir)])
+    ?.filter(({ name }) => LEFTOVER.test(name))
+    .map(({ name }) => resolve(dir, name)) ?? [];
 }
 
 /** Deletes quietly: others may do the same, and the next one tries again. */
-async function sweep(dir: string, leftovers: string[]): Promise<void> {
-  await Promise.allSettled(leftovers.map((name) => {
-    // A new one is empty, unless its maker is just moving it into place.
-    const recursive = name.startsWith(".scratch-old-");
-    return Deno.remove(resolve(dir, name), { recursive });
+async function sweep(leftovers: string[]): Promise<void> {
+  await Promise.allSettled(leftovers.map((path) => {
+    // A new one is empty, unless it is just being moved to or from its place.
+    const recursive = /\.scratch-old-[-0-9a-f]+$/.test(path);
+    return Deno.remove(path, { recursive });
   }));
-}
-
-function isSame(a: Deno.FileInfo, b: Deno.FileInfo): boolean {
-  return a.dev === b.dev && a.ino === b.ino &&
-    a.birthtime?.getTime() === b.birthtime?.getTime();
 }
 
 function quietly<T>(attempt: () => T): T | undefined {

@@ -65,9 +65,10 @@ export interface Release extends Disposable {
  * process makes a new file and locks that.
  *
  * Callers in one process get the lock in the order in which they asked for the
- * same path; between processes the operating system decides, unless a
- * {@linkcode LockOptions.signal} makes the wait a polled one. A process whose
- * own callers queue without a gap may keep others waiting meanwhile.
+ * same path; between processes the operating system decides, unless the wait is
+ * polled: with a {@linkcode LockOptions.signal}, or where eight other files are
+ * being waited for already. A process whose own callers queue without a gap may
+ * keep others waiting meanwhile.
  *
  * The lock is advisory: it excludes only those who ask for it. Holding it
  * twice is not possible, not even in one process: the second call waits for
@@ -109,8 +110,11 @@ export async function lock(
   path: string | URL,
   options: LockOptions = {},
 ): Promise<Release> {
-  const { signal, onWait } = options;
-  signal?.throwIfAborted();
+  const { signal, onWait, closing }: Wait = options;
+  const end = signal && closing
+    ? AbortSignal.any([signal, closing])
+    : signal ?? closing;
+  end?.throwIfAborted();
   const name = toPath(path);
   let told = false;
   const tell = () => {
@@ -118,10 +122,10 @@ export async function lock(
     told = true;
     onWait?.();
   };
-  await enter(name, tell, signal);
+  await enter(name, tell, end);
   const release = await acquire(name, (file) => {
     tell();
-    return granted(name, file, signal);
+    return signal ? poll(name, file, end!) : block(name, file, end);
   });
   return release!;
 }
@@ -158,6 +162,12 @@ export async function tryLock(path: string | URL): Promise<Release | null> {
   return await acquire(name);
 }
 
+/** What a handle passes besides, to end its waits when it is closed. */
+interface Wait extends LockOptions {
+  /** Ends the wait, but does not keep it out of the operating system. */
+  closing?: AbortSignal;
+}
+
 /**
  * A path is here while somebody in this process holds its lock or is the one
  * who asks the operating system for it; the others wait in the queue, in order.
@@ -168,7 +178,7 @@ const queues = new Map<string, Array<() => void>>();
 async function enter(
   name: string,
   tell: () => void,
-  signal: AbortSignal | undefined,
+  end: AbortSignal | undefined,
 ): Promise<void> {
   const queue = queues.get(name);
   if (!queue) {
@@ -179,7 +189,8 @@ async function enter(
   queue.push(call);
   try {
     tell();
-    await (signal ? abortable(turn, signal) : turn);
+    await (end ? abortable(turn, end) : turn);
+    end?.throwIfAborted();
   } catch (error) {
     const place = queue.indexOf(call);
     if (place >= 0) queue.splice(place, 1);
@@ -251,31 +262,38 @@ const MAX_BLOCKED = 8;
 let blocked = 0;
 
 /**
- * Waits until `file` is locked. The operating system wakes its waiters at once
- * and in turn, but Deno has no way to cancel such a wait, and closing the file
- * does not (https://github.com/denoland/deno/issues/31342): it would keep the
- * process alive, and take the lock for nobody in the end. So a wait that may be
- * abandoned asks again and again instead, the less often the longer it lasts.
+ * Waits in the operating system until `file` is locked: it wakes its waiters at
+ * once and in turn. But Deno has no way to cancel that, and closing the file
+ * does not (https://github.com/denoland/deno/issues/31342): if `end` comes, the
+ * process lives on until the others let go, and takes the lock for an instant.
+ * So a wait that a signal may abandon is polled instead.
  */
-async function granted(
+async function block(
   name: string,
   file: Deno.FsFile,
-  signal: AbortSignal | undefined,
+  end: AbortSignal | undefined,
+): Promise<void> {
+  if (blocked >= MAX_BLOCKED) return await poll(name, file, end);
+  end?.throwIfAborted();
+  blocked++;
+  const locked = file.lock(true).finally(() => blocked--);
+  try {
+    await (end ? abortable(locked, end) : locked);
+  } catch (error) {
+    throw end?.aborted ? error : refused(name, error);
+  }
+}
+
+/** Asks again and again, the less often the longer it lasts. */
+async function poll(
+  name: string,
+  file: Deno.FsFile,
+  end: AbortSignal | undefined,
 ): Promise<void> {
   const start = performance.now();
   do {
-    if (!signal && blocked < MAX_BLOCKED) {
-      blocked++;
-      try {
-        return await file.lock(true);
-      } catch (error) {
-        throw refused(name, error);
-      } finally {
-        blocked--;
-      }
-    }
     const waited = performance.now() - start;
-    await delay(Math.min(Math.max(waited / 20, 1), 25), { signal });
+    await delay(Math.min(Math.max(waited / 20, 1), 25), { signal: end });
   } while (!tryFile(name, file));
 }
 
@@ -303,9 +321,8 @@ function openFile(name: string): Deno.FsFile {
 
 function openReadable(name: string): Deno.FsFile | undefined {
   try {
-    const file = Deno.openSync(name);
-    if (file.statSync().isFile) return file;
-    file.close();
+    // Opening a pipe for reading only would wait for somebody to write to it.
+    if (Deno.statSync(name).isFile) return Deno.openSync(name);
   } catch {
     // The first error says what is wrong.
   }
@@ -316,9 +333,12 @@ function isAt(name: string, file: Deno.FsFile): boolean {
   try {
     const held = file.statSync();
     const found = Deno.statSync(name);
-    // An open file keeps its inode number to itself. Windows has none here.
+    // An open file keeps its inode number to itself. Deno has none on Windows,
+    // where a new file inherits the birth time of one just deleted, but not the
+    // time of its last write.
     return held.ino === null || found.ino === null
-      ? held.birthtime?.getTime() === found.birthtime?.getTime()
+      ? held.birthtime?.getTime() === found.birthtime?.getTime() &&
+        held.mtime?.getTime() === found.mtime?.getTime()
       : held.ino === found.ino && held.dev === found.dev;
   } catch {
     return false; // opening it again says what is wrong
@@ -332,6 +352,8 @@ function refused(name: string, error: unknown): Error {
     ? "its directory is missing, or was deleted meanwhile: make it first"
     : error instanceof Deno.errors.IsADirectory
     ? "it is a directory: name a file in it"
+    : error instanceof TypeError
+    ? "it is no path: see what is odd in it"
     : "it must be a file that may be opened, where the file system has locks";
   return new (constructor as ErrorConstructor)(
     `Cannot lock ${name}: ${advice}: ${message}`,

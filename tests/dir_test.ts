@@ -382,6 +382,61 @@ for (const signal of [undefined, new AbortController().signal]) {
   );
 }
 
+Deno.test("waiters of a closed Dir leave the queue, and make no lock file", async () => {
+  await using outer = await openTemp();
+  const path = resolve(outer.root, "cog.lock");
+  const release = await outer.lock();
+  const cog = await open(outer.projectDir);
+  const waiters = [cog.lock(), cog.lock()];
+  await cog.close();
+  for (const waiter of waiters) {
+    await assertRejects(() => waiter, Deno.errors.BadResource);
+  }
+  Deno.removeSync(path);
+  release();
+  await Promise.resolve();
+  assertEquals(exists(path), false);
+  (await outer.tryLock())!();
+});
+
+Deno.test("close() of an openTemp() that holds the lock, with waiters behind, removes it", async () => {
+  for (let i = 0; i < 20; i++) {
+    const cog = await openTemp();
+    await cog.lock();
+    const waiters = Array.from({ length: 20 }, () => cog.lock());
+    const settled = Promise.allSettled(waiters);
+    await cog.close();
+    for (const { status } of await settled) assertEquals(status, "rejected");
+    assertEquals(exists(cog.projectDir), false);
+  }
+});
+
+Deno.test("close() from within a cleanup has the same outcome", async () => {
+  await using outer = await openTemp();
+  const cog = await open(outer.projectDir);
+  cog.defer(() => {
+    throw new RangeError("once");
+  });
+  let inner: Promise<void>;
+  cog.defer(() => {
+    inner = cog.close();
+    inner.catch(() => {});
+  });
+  await assertRejects(() => cog.close(), RangeError, "once");
+  await assertRejects(() => inner, RangeError, "once");
+});
+
+Deno.test("tempPath() that is under way when its Dir closes rejects, and leaves nothing", async () => {
+  await using outer = await openTemp();
+  const cog = await open(outer.projectDir);
+  Deno.writeTextFileSync(await cog.filePath("build/file"), "");
+  const scratch = cog.tempPath("build");
+  const closed = cog.close();
+  await assertRejects(() => scratch, Deno.errors.BadResource);
+  await closed;
+  assertEquals(names(outer.root), [".gitignore"]);
+});
+
 Deno.test("a lock() or tryLock() that is granted just as its Dir closes is not held", async () => {
   await using outer = await openTemp();
   for (const method of ["lock", "tryLock"] as const) {
@@ -416,6 +471,7 @@ const ESCAPES = [
   ...(WINDOWS ? ["\\x", "..\\x", "a\\..\\..\\x", "\\\\host\\share"] : []),
 ];
 const ROOTS = ["", ".", "./", "./.", "a/..", "a/../."];
+const RESERVED = `.scratch-old-${crypto.randomUUID()}`;
 const LOCKS = [
   "cog.lock",
   "./cog.lock",
@@ -428,7 +484,7 @@ Deno.test("1: names that lead out of .cog are refused, before anything is touche
   await using cog = await openTemp();
   const before = names(cog.root);
   const beside = names(cog.projectDir);
-  for (const name of [...ESCAPES, ...LOCKS]) {
+  for (const name of [...ESCAPES, ...LOCKS, RESERVED, `a/${RESERVED}`]) {
     for (const method of ["path", "filePath", "tempPath"] as const) {
       await assertRejects(() => cog[method](name), TypeError, `"${name}"`);
     }
@@ -1138,6 +1194,22 @@ Deno.test("8: open() hides a .cog that it makes from git, and leaves others as t
   Deno.writeTextFileSync(ignore, "cache\n");
   await (await open(dir.path)).close();
   assertEquals(Deno.readTextFileSync(ignore), "cache\n");
+});
+
+Deno.test("8: open() leaves a .gitignore that another one wrote in that instant", async () => {
+  using dir = scene();
+  const ignore = resolve(dir.path, ".cog", ".gitignore");
+  const { mkdirSync } = Deno;
+  try {
+    Deno.mkdirSync = (path) => {
+      mkdirSync(path);
+      Deno.writeTextFileSync(ignore, "theirs");
+    };
+    await (await open(dir.path)).close();
+  } finally {
+    Deno.mkdirSync = mkdirSync;
+  }
+  assertEquals(Deno.readTextFileSync(ignore), "theirs");
 });
 
 Deno.test("8: git status stays clean", { ignore: !HAS_GIT }, async () => {

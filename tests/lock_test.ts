@@ -210,12 +210,12 @@ Deno.test("1: a waiter abandoned just as its turn comes hands it on", async () =
   for (const abortFirst of [true, false]) {
     const release = await lock(path);
     const controller = new AbortController();
-    const abandoned = lock(path, controller).then((release) => release());
+    const abandoned = lock(path, controller);
     const next = lock(path);
     if (abortFirst) controller.abort();
     release();
     controller.abort();
-    await abandoned.catch((error) => assertEquals(error.name, "AbortError"));
+    await assertRejects(() => abandoned, DOMException, "aborted");
     (await soon(next))();
     (await tryLock(path))!();
   }
@@ -695,6 +695,24 @@ Deno.test("7: a directory is refused where only reading is permitted, too", asyn
   assertEquals(await child.line(), "NotCapable");
   await child.ended();
 });
+
+Deno.test(
+  "7: a pipe at the path that may not be written is refused, without waiting for a writer",
+  {
+    ignore: !has("mkfifo"),
+  },
+  async () => {
+    using dir = scene();
+    const path = resolve(dir.path, "pipe");
+    new Deno.Command("mkfifo", { args: [path] }).outputSync();
+    await using child = script(
+      `await lock(args[0]).catch((error) => console.log(error.name));`,
+      [path],
+      [`--allow-read=${dir.path}`],
+    );
+    assertEquals(await child.line(), "NotCapable");
+  },
+);
 
 Deno.test("7: a missing parent is refused by name", async () => {
   using dir = scene();

@@ -1,0 +1,84 @@
+/** What the directory costs, beside the bare calls that it cannot do without. */
+
+import { resolve } from "@std/path/resolve";
+import { open, openTemp } from "../dir.ts";
+import { compare, perCall } from "./compare.ts";
+import { local, RESOLUTION, scene } from "./support.ts";
+
+const dir = scene();
+addEventListener("unload", () => dir[Symbol.dispose]());
+const cog = await open(dir.path);
+const cache = await cog.path("cache");
+const build = resolve(cog.root, "build");
+
+compare("a path that exists", "µs", 50, {
+  "bare: mkdir": () =>
+    perCall(200, () => Deno.mkdir(cache, { recursive: true })),
+  "path()": () => perCall(200, () => cog.path("cache")),
+  "filePath()": () => perCall(200, () => cog.filePath("cache/file")),
+});
+
+const recursive = { recursive: true };
+compare("scratch, made, wiped and removed", "µs", 30, {
+  "bare: remove, mkdir, remove": () =>
+    perCall(20, async () => {
+      await Deno.remove(build, recursive).catch(() => {});
+      await Deno.mkdir(build);
+      await Deno.remove(build, recursive);
+    }),
+  "tempPath(), close()": async () => {
+    const opened = await Promise.all(
+      Array.from({ length: 20 }, () => open(dir.path)),
+    );
+    return perCall(20, async () => {
+      const cog = opened.pop()!;
+      await cog.tempPath("build");
+      await cog.close();
+    });
+  },
+});
+
+compare("a temporary directory, made and removed", "µs", 30, {
+  "bare: makeTempDir, mkdir, remove": () =>
+    perCall(20, async () => {
+      const project = await Deno.makeTempDir();
+      await Deno.mkdir(resolve(project, ".cog"));
+      await Deno.remove(project, recursive);
+    }),
+  "openTemp(), close()": () =>
+    perCall(20, async () => {
+      const cog = await openTemp();
+      await cog.close();
+    }),
+});
+
+async function wipe(wipe: () => Promise<unknown>): Promise<number> {
+  await Deno.mkdir(build);
+  for (let i = 0; i < 10_000; i++) {
+    Deno.writeTextFileSync(resolve(build, `${i}`), "");
+  }
+  const start = performance.now();
+  await wipe();
+  return performance.now() - start;
+}
+compare("wiping a scratch of 10,000 files", "ms", 3, {
+  "bare: remove": () => wipe(() => Deno.remove(build, recursive)),
+  "tempPath(), close()": async () => {
+    const cog = await open(dir.path);
+    return wipe(() => cog.tempPath("build")).finally(() => cog.close());
+  },
+});
+
+/** The milliseconds that a Deno takes to run a module and end. */
+async function start(module: string): Promise<number> {
+  const args = ["run", "--quiet", ...RESOLUTION, module];
+  const start = performance.now();
+  await new Deno.Command(Deno.execPath(), { args }).output();
+  return performance.now() - start;
+}
+const empty = resolve(dir.path, "empty.ts");
+Deno.writeTextFileSync(empty, "");
+compare("start of a process", "ms", 30, {
+  "an empty module": () => start(empty),
+  "mod.ts": () => start(local("../mod.ts")),
+});

@@ -1,0 +1,183 @@
+/** What the lock costs, beside the calls it is made of and beside its peers. */
+
+import { delay } from "@std/async/delay";
+import { resolve } from "@std/path/resolve";
+import { lock } from "../lock.ts";
+import { compare, type Contenders, perCall } from "./compare.ts";
+import { flock, has, Peer, scene, script, threads } from "./support.ts";
+
+const READ_WRITE = { read: true, write: true, create: true };
+const SIGNAL = () => AbortSignal.timeout(600_000);
+
+const dir = scene();
+addEventListener("unload", () => dir[Symbol.dispose]());
+const path = resolve(dir.path, "x.lock");
+
+async function plain(): Promise<void> {
+  const file = await Deno.open(path, READ_WRITE);
+  await file.lock(true);
+  await file.unlock();
+  file.close();
+}
+
+compare("acquire + release, uncontended", "µs", 50, {
+  "floor: openSync, tryLockSync, 2 stats, close": () =>
+    perCall(200, () => {
+      const file = Deno.openSync(path, READ_WRITE);
+      file.tryLockSync(true);
+      file.statSync();
+      Deno.statSync(path);
+      file.close();
+    }),
+  "lock()": () => perCall(200, async () => (await lock(path))()),
+  "lock() with a signal": () => {
+    const { signal } = new AbortController();
+    return perCall(200, async () => (await lock(path, { signal }))());
+  },
+  "plain: open, lock, unlock, close": () => perCall(200, plain),
+});
+
+/** What `waiters` calls at once cost, each, from the release that starts them. */
+async function drain(
+  waiters: number,
+  wait: () => Promise<unknown>,
+): Promise<number> {
+  const holder = Deno.openSync(path, READ_WRITE);
+  const release = wait === plain ? () => {} : await lock(path);
+  if (wait === plain) holder.lockSync(true);
+  const before = { threads: threads(), rss: Deno.memoryUsage().rss };
+  const all = Array.from({ length: waiters }, wait);
+  await delay(200);
+  most = {
+    threads: threads() - before.threads,
+    memory: (Deno.memoryUsage().rss - before.rss) / waiters / 1024,
+  };
+  const start = performance.now();
+  if (wait === plain) holder.unlockSync();
+  release();
+  await Promise.all(all);
+  holder.close();
+  return (performance.now() - start) * 1000 / waiters;
+}
+let most: { threads: number; memory: number };
+
+const queued = async () => (await lock(path))();
+compare("waiters of one process drained, per waiter", "µs", 5, {
+  "uncontended": () => perCall(1000, queued),
+  "1,000 waiters": () => drain(1000, queued),
+  "10,000 waiters": () => drain(10_000, queued),
+  "1,000 plain ones": () => drain(1000, plain),
+});
+compare("threads that 1,000 waiters add", "", 3, {
+  "lock()": async () => (await drain(1000, queued), most.threads),
+  "plain": async () => (await drain(1000, plain), most.threads),
+});
+compare("memory that 1,000 waiters add, each", "KiB", 3, {
+  "lock()": async () => (await drain(1000, queued), most.memory),
+  "plain": async () => (await drain(1000, plain), most.memory),
+});
+
+const NOW = "performance.timeOrigin + performance.now()";
+
+/** A process that holds the lock for about a second and says when it let go. */
+const HOLDER = `
+  const file = Deno.openSync(args[0], { read: true, write: true, create: true });
+  file.lockSync(true);
+  console.log("held");
+  await new Promise((resolve) => setTimeout(resolve, 900 + 200 * Math.random()));
+  const now = ${NOW};
+  file.unlockSync();
+  console.log(now);`;
+
+/** The milliseconds from another process's release to the waiter's acquire. */
+async function handOver(
+  acquire: (path: string) => Promise<number>,
+): Promise<number> {
+  await using holder = script(HOLDER, [path]);
+  await holder.line();
+  const acquired = await acquire(path);
+  return acquired - Number(await holder.line());
+}
+const here = () => performance.timeOrigin + performance.now();
+
+const hand: Contenders = {
+  "lock()": () =>
+    handOver(async (path) => {
+      using _lock = await lock(path);
+      return here();
+    }),
+  "lock() with a signal": () =>
+    handOver(async (path) => {
+      using _lock = await lock(path, { signal: SIGNAL() });
+      return here();
+    }),
+  "polling each 100 ms, as Go does": () =>
+    handOver(async (path) => {
+      using file = Deno.openSync(path, READ_WRITE);
+      while (!file.tryLockSync(true)) await delay(100);
+      return here();
+    }),
+};
+if (has("flock")) {
+  hand["flock(1)"] = () =>
+    handOver(async (path) => {
+      await using peer = new Peer("flock", [path, "date", "+%s.%N"]);
+      return Number(await peer.line()) * 1000;
+    });
+}
+compare("hand-over from another process, after about a second", "ms", 30, hand);
+
+/** The share of one core that a process takes while it waits ten seconds. */
+async function cpu(code: string): Promise<number> {
+  await using holder = flock(path);
+  await holder.line();
+  await using waiter = script(
+    `const onWait = () => console.log("waiting"); ${code}`,
+    [path],
+  );
+  await waiter.line();
+  await delay(500);
+  const time = () =>
+    Deno.readTextFileSync(`/proc/${waiter.pid}/stat`)
+      .split(" ").slice(13, 15).reduce((sum, ticks) => sum + Number(ticks), 0);
+  const before = time();
+  await delay(10_000);
+  const share = (time() - before) / 10; // a hundred ticks a second
+  await holder.go();
+  return share;
+}
+if (Deno.build.os === "linux" && has("flock")) {
+  compare("processor time while waiting, of one core", "%", 1, {
+    "lock() with a signal": () =>
+      cpu("await lock(args[0], { onWait, signal: AbortSignal.timeout(1e6) });"),
+    "lock()": () => cpu("await lock(args[0], { onWait });"),
+    "polling each 100 ms, as Go does": () =>
+      cpu(`onWait();
+        const file = Deno.openSync(args[0], { read: true, write: true });
+        while (!file.tryLockSync(true)) {
+          await new Promise((resolve) => setTimeout(resolve, 100));
+        }`),
+  });
+}
+
+/** The milliseconds to the lock beside three that hold it 10 ms by turns. */
+async function beside(acquire: () => Promise<Disposable>): Promise<number> {
+  const code = `
+    console.log("started");
+    for (;;) {
+      using _lock = await lock(args[0]);
+      await new Promise((resolve) => setTimeout(resolve, 10));
+    }`;
+  await using stack = new AsyncDisposableStack();
+  const others = [0, 1, 2].map(() => stack.use(script(code, [path])));
+  stack.defer(() => others.forEach((peer) => peer.kill()));
+  for (const peer of others) await peer.line();
+  await delay(200);
+  const start = performance.now();
+  using _lock = await acquire();
+  return performance.now() - start;
+}
+compare("wait beside three that hold it 10 ms by turns", "ms", 9, {
+  "lock()": () => beside(() => lock(path)),
+  "lock() with a signal": () => beside(() => lock(path, { signal: SIGNAL() })),
+});
