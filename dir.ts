@@ -31,9 +31,10 @@ const LOCK_NAME = "cog.lock";
  * One that it makes gets a `.gitignore` that hides all of it from git; one that
  * is there already is left as it is. A symbolic link is followed.
  *
- * Requires `--allow-read` and `--allow-write` for the project.
+ * Requires `--allow-read` and `--allow-write` for the project, and where it
+ * really is if the path leads there by a symbolic link.
  *
- * @param projectDir The project. A relative path is taken from the working
+ * @param projectDir The project, made where missing. A relative path is taken from the working
  * directory of now, whatever that becomes later.
  * @returns The handle, to be closed: best with `await using`.
  *
@@ -64,7 +65,8 @@ export async function open(projectDir: string | URL): Promise<Dir> {
 
 /**
  * Opens `.cog/` in a new temporary directory, which is removed with all that is
- * in it when the handle is closed, or at the end of the process at the latest.
+ * in it when the handle is closed, or at `Deno.exit()` or the end of the script,
+ * but not where an uncaught error or a signal ends the process, or a worker ends.
  *
  * Requires `--allow-read` and `--allow-write` for the system's temporary
  * directory.
@@ -109,9 +111,9 @@ const KEY = Symbol();
  * The names that its methods take are relative to `.cog/` and stay inside it.
  * A name that is absolute, begins with a drive letter, leaves the directory by
  * `..` or holds a NUL is refused, as is `cog.lock` in any case and all below
- * it, and what {@linkcode Dir.tempPath} calls what it moves aside; on Windows
- * also a part with a colon or `~1` in it, or with a dot or space at its end,
- * which Windows may take for another name. Nothing on disk is touched then.
+ * it, and a part of the form `.scratch-new-UUID` or `.scratch-old-UUID`; on
+ * Windows also a part with a colon or `~1` in it, or with a dot or space at its
+ * end, which may be another name there. Nothing on disk is touched then.
  *
  * Once it is being closed, every method but `close` fails with
  * {@linkcode Deno.errors.BadResource}.
@@ -204,9 +206,9 @@ export class Dir implements AsyncDisposable {
 
   /**
    * Makes an empty scratch directory. Whatever had its name is wiped first; it
-   * is removed on close, or at the end of the process at the latest (but not
-   * when a signal kills it, nor at the end of a worker). Parents are made and
-   * stay.
+   * is removed on close, or at `Deno.exit()` or the end of the script, but not
+   * where an uncaught error or a signal ends the process, or a worker ends.
+   * Parents are made and stay.
    *
    * On close it is removed only if it is still the directory that was made
    * here: one that somebody else made since under the same name is theirs and
@@ -259,7 +261,8 @@ export class Dir implements AsyncDisposable {
   /**
    * Registers a cleanup for close. Cleanups run in reverse order of their
    * registration, scratch directories among them, each after the one before it
-   * has settled, and all of them even if some fail.
+   * has settled, and all of them even if some fail. They do not run at
+   * `Deno.exit()`, nor at the end of a script that did not close the handle.
    *
    * @param cleanup What to call. It cannot use this handle any more, nor wait
    * for its close, but a lock that the handle holds is still held.
@@ -420,7 +423,7 @@ export class Dir implements AsyncDisposable {
   }
 
   readonly #removeNow = (): void => {
-    for (const take of [...this.#removals.values()].reverse()) {
+    for (const take of this.#removals.values()) {
       try {
         Deno.removeSync(take(), { recursive: true });
       } catch {

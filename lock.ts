@@ -9,7 +9,7 @@
  * const path = await Deno.makeTempFile();
  * {
  *   using _lock = await lock(path, { onWait: () => console.log("Waiting") });
- *   // Nobody else who locks this file is past their own lock() here.
+ *   // Nobody else holds the lock here.
  * }
  * await Deno.remove(path);
  * ```
@@ -75,7 +75,8 @@ export interface Release extends Disposable {
  * twice is not possible, not even in one process: the second call waits for
  * the first one's release.
  *
- * Requires `--allow-read` and `--allow-write` for the file. With no more than
+ * Requires `--allow-read` and `--allow-write` for the file, and where it really
+ * is if the path leads there by a symbolic link. With no more than
  * `--allow-read`, or on a file that may not be written, it locks what exists.
  *
  * @param path The file to lock.
@@ -135,7 +136,7 @@ export async function lock(
  * Acquires the exclusive lock on a file if it is free, as {@linkcode lock}
  * does, and never waits.
  *
- * Requires `--allow-read` and `--allow-write` for the file.
+ * Requires `--allow-read` and `--allow-write` for the file, as {@linkcode lock}.
  *
  * @param path The file to lock.
  * @returns The release, or `null` if anybody else, in this process or another,
@@ -345,8 +346,9 @@ function isAt(name: string, file: Deno.FsFile): boolean {
       ? held.birthtime?.getTime() === found.birthtime?.getTime() &&
         held.mtime?.getTime() === found.mtime?.getTime()
       : held.ino === found.ino && held.dev === found.dev;
-  } catch {
-    return false; // opening it again says what is wrong
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw refused(name, error);
   }
 }
 

@@ -15,9 +15,12 @@ import { resolve } from "@std/path/resolve";
 // Ctrl-C ends the script like any other exit, and that takes the scratch along.
 Deno.addSignalListener("SIGINT", () => Deno.exit(130));
 
-await using cog = await open(
+// Fails where there is no such project, for open() would make it.
+const project = await Deno.realPath(
   Deno.args[0] ?? fromFileUrl(import.meta.resolve("../")),
 );
+
+await using cog = await open(project);
 using _lock = await cog.lock({
   onWait: () => console.log(`Waiting for another build in ${cog.projectDir}`),
 });

@@ -641,9 +641,8 @@ Deno.test("3: a scratch that another made anew, at once and by name, stays with 
   await using outer = await openTemp();
   for (let i = 0; i < 200; i++) {
     const cog = await open(outer.projectDir);
-    const scratch = await cog.tempPath("build");
-    // The same inode number at once, if nothing kept it, as Go's RemoveAll and
-    // MkdirAll would have it.
+    const scratch = await cog.tempPath(`build${i}`);
+    // The same inode number in the same millisecond, unless something keeps it.
     Deno.removeSync(scratch, { recursive: true });
     Deno.mkdirSync(scratch);
     Deno.writeTextFileSync(resolve(scratch, "theirs"), "");

@@ -45,9 +45,13 @@ async function drain(
   const holder = Deno.openSync(path, READ_WRITE);
   const release = wait === plain ? () => {} : await lock(path);
   if (wait === plain) holder.lockSync(true);
+  const before = { threads: threads(), memory: Deno.memoryUsage().rss };
   const all = Array.from({ length: waiters }, wait);
   await delay(200);
-  most = { threads: threads(), memory: Deno.memoryUsage().rss / 2 ** 20 };
+  most = {
+    threads: threads() - before.threads,
+    memory: (Deno.memoryUsage().rss - before.memory) / 2 ** 20,
+  };
   const start = performance.now();
   if (wait === plain) holder.unlockSync();
   release();
@@ -64,13 +68,13 @@ compare("waiters of one process drained, per waiter", "µs", 5, {
   "10,000 waiters": () => drain(10_000, queued),
   "1,000 plain ones": () => drain(1000, plain),
 });
-compare("threads while 1,000 wait", "", 3, {
-  "lock()": async () => (await drain(1000, queued), most.threads),
+compare("threads that 1,000 waiters add", "", 3, {
   "plain": async () => (await drain(1000, plain), most.threads),
+  "lock()": async () => (await drain(1000, queued), most.threads),
 });
-compare("memory while 1,000 wait, of the process", "MiB", 3, {
-  "lock()": async () => (await drain(1000, queued), most.memory),
+compare("memory that 1,000 waiters add", "MiB", 3, {
   "plain": async () => (await drain(1000, plain), most.memory),
+  "lock()": async () => (await drain(1000, queued), most.memory),
 });
 
 const NOW = "performance.timeOrigin + performance.now()";
