@@ -1161,6 +1161,37 @@ Deno.test("7: everything but openTemp() works with reading and writing the proje
   );
 });
 
+Deno.test(
+  "7: behind a symbolic link, permission for where it really is is needed, and asked for",
+  {
+    ignore: WINDOWS,
+  },
+  async () => {
+    using dir = scene();
+    const link = resolve(dir.path, "link");
+    const real = resolve(dir.path, "real");
+    Deno.mkdirSync(real);
+    Deno.symlinkSync(real, link);
+    for (
+      const [granted, expected] of [
+        [link, "NotCapable"],
+        [`${link},${real}`, "a release"],
+      ]
+    ) {
+      await using child = script(
+        `await using cog = await open(args[0]);
+       await cog.lock().then(
+         () => console.log("a release"),
+         (error) => console.log(error.name),
+       );`,
+        [link],
+        [`--allow-read=${granted}`, `--allow-write=${granted}`],
+      );
+      assertEquals(await child.line(), expected);
+    }
+  },
+);
+
 Deno.test("7: openTemp() works with reading and writing the temporary directory", async () => {
   using dir = scene();
   await using child = script(
