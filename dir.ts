@@ -219,7 +219,8 @@ export class Dir implements AsyncDisposable {
    * is removed as a link, and one on the way there is refused. A wipe moves the
    * old directory aside in one step, as `.scratch-old-` and a UUID beside it,
    * then deletes that; what a crash or a missing permission leaves there is
-   * deleted by the next `tempPath` beside it that can.
+   * deleted by the next `tempPath` beside it that can, or an hour later where it
+   * is not certain that nobody uses it.
    *
    * Requires `--allow-read` and `--allow-write` for the project.
    *
@@ -249,8 +250,9 @@ export class Dir implements AsyncDisposable {
     refuseLinks(this.root, parts.slice(0, -1));
     makePath(resolve(path, ".."));
     const { take, leftovers } = makeScratch(path);
-    this.#removals.get(path)?.(); // lets go of the one that this one replaced
+    const replaced = this.#removals.get(path);
     this.#removeOnClose(path, take);
+    replaced?.(); // lets go of it
     const swept = sweep(leftovers);
     this.#cleanups.defer(() => swept);
     await swept;
@@ -263,6 +265,8 @@ export class Dir implements AsyncDisposable {
    * registration, scratch directories among them, each after the one before it
    * has settled, and all of them even if some fail. They do not run at
    * `Deno.exit()`, nor at the end of a script that did not close the handle.
+   *
+   * Requires no permission.
    *
    * @param cleanup What to call. It cannot use this handle any more, nor wait
    * for its close, but a lock that the handle holds is still held.
@@ -288,8 +292,9 @@ export class Dir implements AsyncDisposable {
    * asks for it. Whatever {@linkcode lock} promises holds here.
    *
    * If this handle is closed during the wait, the wait ends at once. But
-   * without a signal it is the operating system's, and keeps the process alive
-   * until the others let go: give a signal where that matters.
+   * without a signal it is the operating system's, which keeps the process alive
+   * until the others let go, and gives it the lock then until the event loop
+   * turns: give a signal where that matters.
    *
    * Requires `--allow-read` and `--allow-write` for the project.
    *
@@ -351,6 +356,9 @@ export class Dir implements AsyncDisposable {
    * Runs the cleanups, see {@linkcode Dir.defer}, then releases the lock if
    * this handle holds it. However often it is called, all of that is done once
    * and every call has the same outcome.
+   *
+   * Requires `--allow-read` and `--allow-write` for the project, if there is
+   * scratch to remove.
    *
    * @throws The error of a cleanup that failed; where several did, a
    * {@linkcode SuppressedError} that holds them all.
@@ -416,7 +424,7 @@ export class Dir implements AsyncDisposable {
       try {
         await Deno.remove(take(), { recursive: true });
       } catch (error) {
-        if (error instanceof Deno.errors.NotFound) return;
+        if (isGone(error)) return;
         throw explained(`Cannot remove ${path}`, error);
       }
     });
@@ -545,8 +553,16 @@ function tryScratch(path: string): Scratch {
     dev === made.dev && ino === made.ino &&
     (pin || birthtime?.getTime() === made.birthtime?.getTime());
   const leftovers = findLeftovers(resolve(path, ".."));
-  leftovers.push(...moveAside(path));
-  Deno.renameSync(fresh, path);
+  try {
+    Deno.renameSync(fresh, path);
+  } catch {
+    const aside = moveAside(path); // only now: most often there is nothing
+    undo.defer(() => {
+      for (const was of aside) quietly(() => Deno.renameSync(was, path));
+    });
+    Deno.renameSync(fresh, path);
+    leftovers.push(...aside);
+  }
   undo.move();
 
   const old = beside(path, "old");
@@ -563,7 +579,7 @@ function tryScratch(path: string): Scratch {
         Deno.renameSync(fresh, ours ? old : path);
       }
     } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
+      if (!isGone(error)) throw error;
     } finally {
       pin?.close();
     }
@@ -586,7 +602,7 @@ function moveAside(path: string): string[] {
       // Overlay file systems do not rename a directory of a lower layer, such
       // as one that a container image brought along.
       Deno.removeSync(path, { recursive: true });
-    } else if (!(error instanceof Deno.errors.NotFound)) {
+    } else if (!isGone(error)) {
       throw error;
     }
     return [];
@@ -613,11 +629,22 @@ function findLeftovers(dir: string): string[] {
 
 /** Deletes quietly: others may do the same, and the next one tries again. */
 async function sweep(leftovers: string[]): Promise<void> {
-  await Promise.allSettled(leftovers.map((path) => {
-    // A new one is empty, unless it is just being moved to or from its place.
-    const recursive = /\.scratch-old-[-0-9a-f]+$/.test(path);
-    return Deno.remove(path, { recursive });
+  await Promise.allSettled(leftovers.map(async (path) => {
+    const { ctime } = await Deno.lstat(path);
+    // A new one is empty, unless it is just being moved to or from its place,
+    // or a crash came in between.
+    const recursive = /\.scratch-old-[-0-9a-f]+$/.test(path) ||
+      ctime !== null && Date.now() - ctime.getTime() > HOUR;
+    await Deno.remove(path, { recursive });
   }));
+}
+
+const HOUR = 60 * 60 * 1000;
+
+/** Whether there is nothing at the path any more. */
+function isGone(error: unknown): boolean {
+  return error instanceof Deno.errors.NotFound ||
+    error instanceof Deno.errors.NotADirectory;
 }
 
 function quietly<T>(attempt: () => T): T | undefined {

@@ -67,11 +67,12 @@ export interface Release extends Disposable {
  *
  * Callers in one process get the lock in the order in which they asked for the
  * same path; between processes the operating system decides, unless the wait is
- * polled: with a {@linkcode LockOptions.signal}, or where eight other files are
- * being waited for already. A process whose own callers queue without a gap may
+ * polled: with a {@linkcode LockOptions.signal}, or beside eight other waits of
+ * this process. A process whose own callers queue without a gap may
  * keep others waiting meanwhile.
  *
- * The lock is advisory: it excludes only those who ask for it. Holding it
+ * The lock is advisory: it excludes only those who ask for it. (On Windows,
+ * nobody can read or write the file while it is locked, though.) Holding it
  * twice is not possible, not even in one process: the second call waits for
  * the first one's release.
  *
@@ -87,7 +88,8 @@ export interface Release extends Disposable {
  * a NUL in it.
  * @throws {Deno.errors.NotFound} If the directory of the file is missing, or
  * is deleted while this waits.
- * @throws {Deno.errors.IsADirectory} If `path` is a directory.
+ * @throws {Deno.errors.IsADirectory} If `path` is a directory, which is a
+ * {@linkcode Deno.errors.PermissionDenied} on Windows.
  * @throws {Deno.errors.PermissionDenied} If the file may not be opened, and
  * {@linkcode Deno.errors.NotCapable} if Deno may not; a file system without
  * locks gives whatever error the platform has for it.
@@ -113,11 +115,12 @@ export async function lock(
   options: LockOptions = {},
 ): Promise<Release> {
   const { signal, onWait, closing }: Wait = options;
-  const end = signal && closing
-    ? AbortSignal.any([signal, closing])
-    : signal ?? closing;
-  end?.throwIfAborted();
+  signal?.throwIfAborted();
+  closing?.throwIfAborted();
   const name = toPath(path);
+  // Only for a wait: Deno 2.7 never forgets a signal that was made so.
+  const end = () =>
+    signal && closing ? AbortSignal.any([signal, closing]) : signal ?? closing;
   let told = false;
   const tell = () => {
     if (told) return;
@@ -127,8 +130,8 @@ export async function lock(
   await enter(name, tell, end);
   const release = await acquire(name, (file) => {
     tell();
-    return signal ? poll(name, file, end!) : block(name, file, end);
-  });
+    return signal ? poll(name, file, end()) : block(name, file, end());
+  }, end);
   return release!;
 }
 
@@ -180,7 +183,7 @@ const queues = new Map<string, Array<() => void>>();
 async function enter(
   name: string,
   tell: () => void,
-  end: AbortSignal | undefined,
+  end: () => AbortSignal | undefined,
 ): Promise<void> {
   const queue = queues.get(name);
   if (!queue) {
@@ -191,8 +194,9 @@ async function enter(
   queue.push(call);
   try {
     tell();
-    await (end ? abortable(turn, end) : turn);
-    end?.throwIfAborted();
+    const signal = end();
+    await (signal ? abortable(turn, signal) : turn);
+    signal?.throwIfAborted();
   } catch (error) {
     const place = queue.indexOf(call);
     if (place >= 0) queue.splice(place, 1);
@@ -210,11 +214,12 @@ function leave(name: string): void {
 
 /**
  * Acquires the lock for whoever has entered, or leaves. Without a `wait` for a
- * file that is taken, it returns `null` then, and has not yielded before.
+ * file that is taken, it returns `null` then.
  */
 async function acquire(
   name: string,
   wait?: (file: Deno.FsFile) => Promise<void>,
+  end?: () => AbortSignal | undefined,
 ): Promise<Release | null> {
   let held: Deno.FsFile | undefined;
   try {
@@ -231,6 +236,8 @@ async function acquire(
       } finally {
         if (!held) file.close();
       }
+      // Some file systems give a file another number each time.
+      if (!held) await delay(1, { signal: end?.() });
     }
   } finally {
     if (!held) leave(name);
@@ -267,8 +274,8 @@ let blocked = 0;
  * Waits in the operating system until `file` is locked: it wakes its waiters at
  * once and in turn. But Deno has no way to cancel that, and closing the file
  * does not (https://github.com/denoland/deno/issues/31342): if `end` comes, the
- * process lives on until the others let go, and takes the lock for an instant.
- * So a wait that a signal may abandon is polled instead.
+ * process lives on until the others let go, and takes the lock then, until the
+ * event loop turns. So a wait that a signal may abandon is polled instead.
  */
 async function block(
   name: string,

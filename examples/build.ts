@@ -6,7 +6,6 @@
  */
 
 import { open } from "@cog/dotcog";
-import { ensureDir } from "@std/fs/ensure-dir";
 import { walk } from "@std/fs/walk";
 import { fromFileUrl } from "@std/path/from-file-url";
 import { relative } from "@std/path/relative";
@@ -37,9 +36,11 @@ for await (
     skip: [/[\\/](\.git|\.cog|node_modules)$/],
   })
 ) {
+  if (!entry.isFile) continue; // a pipe, a socket
   const path = relative(cog.projectDir, entry.path);
   const staged = resolve(build, path);
-  await ensureDir(resolve(staged, ".."));
+  // Synchronous: one under way at Ctrl-C could make the scratch anew.
+  Deno.mkdirSync(resolve(staged, ".."), { recursive: true });
   await Deno.copyFile(entry.path, staged);
 
   // What was staged counts, whatever becomes of the original meanwhile.
