@@ -720,6 +720,29 @@ Deno.test("3: a scratch whose making fails leaves what was there, and nothing of
   assertEquals(names(cog.root), [".gitignore", "build"]);
 });
 
+Deno.test("3: a scratch whose last step fails puts back what was there", async () => {
+  await using cog = await openTemp();
+  const file = await cog.filePath("build/file");
+  Deno.writeTextFileSync(file, "kept");
+  const { renameSync } = Deno;
+  try {
+    Deno.renameSync = (from, to) => {
+      if (`${from}`.includes("-new-")) {
+        throw new Deno.errors.PermissionDenied("as on a strange disk");
+      }
+      renameSync(from, to);
+    };
+    await assertRejects(
+      () => cog.tempPath("build"),
+      Deno.errors.PermissionDenied,
+    );
+  } finally {
+    Deno.renameSync = renameSync;
+  }
+  assertEquals(Deno.readTextFileSync(file), "kept");
+  assertEquals(names(cog.root), [".gitignore", "build"]);
+});
+
 const OTHERS = {
   "this library": `
     for (;;) {
@@ -796,7 +819,7 @@ Deno.test("3: what a killed wipe leaves is not at the scratch's name, and the ne
     const build = await cog.tempPath("build");
     for (let i = 0; i < 1000; i++) Deno.writeTextFileSync(build + "/" + i, "");`;
   let halves = 0;
-  for (let i = 0; i < 10; i++) {
+  for (let i = 0; i < 20 && halves < 3; i++) {
     await using child = script(
       `${fill} console.log("full"); cog.close(); await heard();`,
       [dir.path],
@@ -850,6 +873,23 @@ Deno.test("3: a process killed anywhere in its work leaves nothing that stays", 
     ".scratch-new-not-a-uuid",
     ".scratch-old-not-a-uuid",
   ]);
+});
+
+Deno.test("3: what a killed close set aside is swept after an hour", async () => {
+  await using cog = await openTemp();
+  const aside = resolve(cog.root, `.scratch-new-${crypto.randomUUID()}`);
+  Deno.mkdirSync(resolve(aside, "sub"), { recursive: true });
+  const { now } = Date;
+  try {
+    Date.now = () => now() + 59 * 60 * 1000;
+    await cog.tempPath("build");
+    assertEquals(exists(aside), true);
+    Date.now = () => now() + 61 * 60 * 1000;
+    await cog.tempPath("build");
+    assertEquals(exists(aside), false);
+  } finally {
+    Date.now = now;
+  }
 });
 
 Deno.test("3: a new scratch of another process that is about to be placed is not swept with its files", async () => {
@@ -1016,12 +1056,17 @@ Deno.test(
 );
 
 Deno.test("5: what is gone already is not an error", async () => {
-  const cog = await openTemp();
+  const outer = await openTemp();
+  const cog = await open(outer.projectDir);
   Deno.removeSync(await cog.tempPath("build"));
-  await cog.tempPath("a/b");
-  Deno.removeSync(resolve(cog.root, "a"), { recursive: true });
-  Deno.removeSync(cog.projectDir, { recursive: true });
+  for (const name of ["a", "b"]) {
+    await cog.tempPath(`${name}/scratch`);
+    Deno.removeSync(resolve(cog.root, name), { recursive: true });
+  }
+  Deno.writeTextFileSync(resolve(cog.root, "b"), "a file now");
   await cog.close();
+  Deno.removeSync(outer.projectDir, { recursive: true });
+  await outer.close();
 });
 
 // 6. Errors keep their class and gain their context
@@ -1036,12 +1081,10 @@ Deno.test("6: open() on a .cog that is a file, or below a file, keeps the class 
     `Cannot make ${root}`,
   );
   assert(error.cause instanceof Deno.errors.AlreadyExists);
-  await assertRejects(() => open(root), Deno.errors.NotADirectory, root);
-  await assertRejects(
-    () => open(resolve(root, "x")),
-    Deno.errors.NotADirectory,
-    root,
-  );
+  // Windows says that the path is not found, whatever is the matter with it.
+  const Class = WINDOWS ? Error : Deno.errors.NotADirectory;
+  await assertRejects(() => open(root), Class, root);
+  await assertRejects(() => open(resolve(root, "x")), Class, root);
   assertEquals(Deno.readTextFileSync(root), "kept");
 });
 
@@ -1051,12 +1094,14 @@ Deno.test("6: path(), filePath() and tempPath() through a file keep the class an
   Deno.writeTextFileSync(file, "kept");
   await assertRejects(() => cog.path("file"), Deno.errors.AlreadyExists, file);
   for (const method of ["path", "filePath", "tempPath"] as const) {
+    const { AlreadyExists, NotADirectory } = Deno.errors;
+    const Class = WINDOWS ? AlreadyExists : NotADirectory;
     const error = await assertRejects(
       () => cog[method]("file/x/y"),
-      Deno.errors.NotADirectory,
+      Class,
       file,
     );
-    assert(error.cause instanceof Deno.errors.NotADirectory);
+    assert(error.cause instanceof Class);
   }
   assertEquals(Deno.readTextFileSync(file), "kept");
 });
