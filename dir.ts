@@ -250,11 +250,10 @@ export class Dir implements AsyncDisposable {
     refuseLinks(this.root, parts.slice(0, -1));
     makePath(resolve(path, ".."));
     const { take, leftovers } = makeScratch(path);
-    const replaced = this.#removals.get(path);
-    this.#removeOnClose(path, take);
-    replaced?.(); // lets go of it
     const swept = sweep(leftovers);
-    this.#cleanups.defer(() => swept);
+    const replaced = this.#removals.get(path);
+    this.#removeOnClose(path, take, swept);
+    replaced?.(); // lets go of it
     await swept;
     this.#assertOpen("make scratch");
     return path;
@@ -415,12 +414,19 @@ export class Dir implements AsyncDisposable {
 
   /**
    * Has the directory at `path` removed on close, and at the end of the process
-   * if that comes first. `take` says where it is by then.
+   * if that comes first. `take` says where it is by then; `underWay` is what a
+   * close has to wait for.
    */
-  #removeOnClose(path: string, take: () => string): void {
+  #removeOnClose(
+    path: string,
+    take: () => string,
+    underWay?: Promise<void>,
+  ): void {
     this.#removals.set(path, take);
     addEventListener("unload", this.#removeNow);
     this.#cleanups.defer(async () => {
+      await underWay;
+      if (this.#removals.get(path) !== take) return; // it was taken anew
       try {
         await Deno.remove(take(), { recursive: true });
       } catch (error) {

@@ -937,7 +937,7 @@ for (
     ["at the end of a script that forgot to close", ""],
     [
       "at the end of a script that exits while it closes",
-      "cog.close(); temp.close(); Deno.exit(0);",
+      "cog.close(); temp.close(); for (let i = 0; i < 20; i++) await null; Deno.exit(0);",
     ],
   ]
 ) {
