@@ -34,8 +34,8 @@ const LOCK_NAME = "cog.lock";
  * Requires `--allow-read` and `--allow-write` for the project, and where it
  * really is if the path leads there by a symbolic link.
  *
- * @param projectDir The project, made where missing. A relative path is taken from the working
- * directory of now, whatever that becomes later.
+ * @param projectDir The project, made where missing. A relative path is taken
+ * from the working directory of now, whatever that becomes later.
  * @returns The handle, to be closed: best with `await using`.
  *
  * @throws {TypeError} If `projectDir` is a URL of another scheme than `file:`
@@ -636,16 +636,20 @@ function findLeftovers(dir: string): string[] {
 /** Deletes quietly: others may do the same, and the next one tries again. */
 async function sweep(leftovers: string[]): Promise<void> {
   await Promise.allSettled(leftovers.map(async (path) => {
-    const { ctime } = await Deno.lstat(path);
-    // A new one is empty, unless it is just being moved to or from its place,
-    // or a crash came in between.
     const recursive = /\.scratch-old-[-0-9a-f]+$/.test(path) ||
-      ctime !== null && Date.now() - ctime.getTime() > HOUR;
+      await isForgotten(path);
     await Deno.remove(path, { recursive });
   }));
 }
 
-const HOUR = 60 * 60 * 1000;
+/**
+ * Whether a new one was not only caught on its way to or from its place, where
+ * it is empty or may be somebody's, but left there by a crash an hour ago.
+ */
+async function isForgotten(path: string): Promise<boolean> {
+  const { ctime } = await Deno.lstat(path);
+  return ctime !== null && Date.now() - ctime.getTime() > 60 * 60 * 1000;
+}
 
 /** Whether there is nothing at the path any more. */
 function isGone(error: unknown): boolean {

@@ -68,8 +68,8 @@ export interface Release extends Disposable {
  * Callers in one process get the lock in the order in which they asked for the
  * same path; between processes the operating system decides, unless the wait is
  * polled: with a {@linkcode LockOptions.signal}, or beside eight other waits of
- * this process. A process whose own callers queue without a gap may
- * keep others waiting meanwhile.
+ * this process. A process whose own callers queue without a gap may keep others
+ * waiting meanwhile.
  *
  * The lock is advisory: it excludes only those who ask for it. (On Windows,
  * nobody can read or write the file while it is locked, though.) Holding it

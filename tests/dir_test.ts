@@ -19,8 +19,8 @@ import {
 
 const HAS_FLOCK = has("flock");
 const HAS_GIT = has("git");
-const IS_ROOT = Deno.build.os !== "windows" && Deno.uid() === 0;
 const WINDOWS = Deno.build.os === "windows";
+const IS_ROOT = !WINDOWS && Deno.uid() === 0;
 const CAN_MOUNT = Deno.build.os === "linux" && IS_ROOT && has("mount") &&
   new Deno.Command("unshare", { args: ["-m", "true"] }).outputSync().success;
 
