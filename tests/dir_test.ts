@@ -11,6 +11,7 @@ import {
   isFree,
   names,
   openFiles,
+  replace,
   scene,
   script,
   soon,
@@ -683,17 +684,15 @@ Deno.test("3: a scratch that is replaced in the very instant of the close is put
   const cog = await open(outer.projectDir);
   const scratch = await cog.tempPath("build");
   const { renameSync } = Deno;
-  try {
-    Deno.renameSync = (from, to) => {
+  {
+    using _ = replace(Deno, "renameSync", (from, to) => {
       Deno.renameSync = renameSync;
       Deno.removeSync(scratch);
       Deno.mkdirSync(scratch);
       Deno.writeTextFileSync(resolve(scratch, "theirs"), "");
       renameSync(from, to);
-    };
+    });
     await cog.close();
-  } finally {
-    Deno.renameSync = renameSync;
   }
   assertEquals(names(outer.root), [".gitignore", "build"]);
   assertEquals(names(scratch), ["theirs"]);
@@ -703,18 +702,15 @@ Deno.test("3: a scratch whose making fails leaves what was there, and nothing of
   await using cog = await openTemp();
   const file = await cog.filePath("build/file");
   Deno.writeTextFileSync(file, "kept");
-  const { renameSync } = Deno;
-  try {
-    Deno.renameSync = () => {
+  {
+    using _ = replace(Deno, "renameSync", () => {
       throw new Deno.errors.PermissionDenied("as on a disk of somebody else");
-    };
+    });
     await assertRejects(
       () => cog.tempPath("build"),
       Deno.errors.PermissionDenied,
       `Cannot make scratch ${resolve(cog.root, "build")}`,
     );
-  } finally {
-    Deno.renameSync = renameSync;
   }
   assertEquals(Deno.readTextFileSync(file), "kept");
   assertEquals(names(cog.root), [".gitignore", "build"]);
@@ -725,19 +721,17 @@ Deno.test("3: a scratch whose last step fails puts back what was there", async (
   const file = await cog.filePath("build/file");
   Deno.writeTextFileSync(file, "kept");
   const { renameSync } = Deno;
-  try {
-    Deno.renameSync = (from, to) => {
+  {
+    using _ = replace(Deno, "renameSync", (from, to) => {
       if (`${from}`.includes("-new-")) {
         throw new Deno.errors.PermissionDenied("as on a strange disk");
       }
       renameSync(from, to);
-    };
+    });
     await assertRejects(
       () => cog.tempPath("build"),
       Deno.errors.PermissionDenied,
     );
-  } finally {
-    Deno.renameSync = renameSync;
   }
   assertEquals(Deno.readTextFileSync(file), "kept");
   assertEquals(names(cog.root), [".gitignore", "build"]);
@@ -880,15 +874,10 @@ Deno.test("3: what a killed close set aside is swept after an hour", async () =>
   const aside = resolve(cog.root, `.scratch-new-${crypto.randomUUID()}`);
   Deno.mkdirSync(resolve(aside, "sub"), { recursive: true });
   const { now } = Date;
-  try {
-    Date.now = () => now() + 59 * 60 * 1000;
+  for (const minutes of [59, 61]) {
+    using _ = replace(Date, "now", () => now() + minutes * 60 * 1000);
     await cog.tempPath("build");
-    assertEquals(exists(aside), true);
-    Date.now = () => now() + 61 * 60 * 1000;
-    await cog.tempPath("build");
-    assertEquals(exists(aside), false);
-  } finally {
-    Date.now = now;
+    assertEquals(exists(aside), minutes < 60);
   }
 });
 
@@ -1275,14 +1264,12 @@ Deno.test("8: open() leaves a .gitignore that another one wrote in that instant"
   using dir = scene();
   const ignore = resolve(dir.path, ".cog", ".gitignore");
   const { mkdirSync } = Deno;
-  try {
-    Deno.mkdirSync = (path) => {
+  {
+    using _ = replace(Deno, "mkdirSync", (path) => {
       mkdirSync(path);
       Deno.writeTextFileSync(ignore, "theirs");
-    };
+    });
     await (await open(dir.path)).close();
-  } finally {
-    Deno.mkdirSync = mkdirSync;
   }
   assertEquals(Deno.readTextFileSync(ignore), "theirs");
 });

@@ -13,6 +13,7 @@ import {
   isFree,
   openFiles,
   Peer,
+  replace,
   scene,
   script,
   soon,
@@ -800,15 +801,15 @@ Deno.test("7: a wait that the operating system breaks off is refused, and nothin
   const path = resolve(dir.path, "x");
   using holder = Deno.openSync(path, { write: true, create: true });
   holder.lockSync(true);
-  const { prototype } = Deno.FsFile;
-  const original = prototype.lock;
-  try {
-    prototype.lock = () => Promise.reject(new Error("No locks available"));
+  {
+    using _ = replace(
+      Deno.FsFile.prototype,
+      "lock",
+      () => Promise.reject(new Error("No locks available")),
+    );
     const message = `Cannot lock ${path}: `;
     const error = await assertRejects(() => lock(path), Error, message);
     assertEquals((error.cause as Error).message, "No locks available");
-  } finally {
-    prototype.lock = original;
   }
   if (HAS_PROC) {
     assertEquals(openFiles().filter((file) => file === path).length, 1);
@@ -820,18 +821,15 @@ Deno.test("7: a wait that the operating system breaks off is refused, and nothin
 Deno.test("7: a file that may be opened but not looked at is refused, and nothing is left open", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
-  const { statSync } = Deno;
-  try {
-    Deno.statSync = () => {
+  {
+    using _ = replace(Deno, "statSync", () => {
       throw new Deno.errors.PermissionDenied("as Deno may");
-    };
+    });
     await assertRejects(
       () => tryLock(path),
       Deno.errors.PermissionDenied,
       `Cannot lock ${path}: `,
     );
-  } finally {
-    Deno.statSync = statSync;
   }
   (await tryLock(path))!();
 });
@@ -840,15 +838,17 @@ Deno.test("7: a file that seems to be another one each time can be given up", as
   using dir = scene();
   const path = resolve(dir.path, "x");
   const { statSync } = Deno;
-  try {
-    Deno.statSync = (path) => ({ ...statSync(path), ino: Math.random() });
+  {
+    using _ = replace(
+      Deno,
+      "statSync",
+      (path) => ({ ...statSync(path), ino: Math.random() }),
+    );
     const error = await assertRejects(
       () => lock(path, { signal: AbortSignal.timeout(50) }),
       DOMException,
     );
     assertEquals(error.name, "TimeoutError");
-  } finally {
-    Deno.statSync = statSync;
   }
   (await tryLock(path))!();
 });

@@ -189,3 +189,14 @@ export function exists(path: string): boolean {
 export function names(path: string): string[] {
   return [...Deno.readDirSync(path)].map(({ name }) => name).sort();
 }
+
+/** Puts another value in the place of a property, to the end of the block. */
+export function replace<T, K extends keyof T>(
+  object: T,
+  key: K,
+  value: T[K],
+): Disposable {
+  const original = object[key];
+  object[key] = value;
+  return { [Symbol.dispose]: () => object[key] = original };
+}
