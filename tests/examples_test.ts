@@ -3,17 +3,14 @@ import { assertEquals } from "@std/assert/equals";
 import { resolve } from "@std/path/resolve";
 import {
   exists,
-  flock,
-  has,
   local,
   names,
   Peer,
   RESOLUTION,
   scene,
+  stranger,
   until,
 } from "./support.ts";
-
-const HAS_FLOCK = has("flock");
 
 function example(name: string, ...args: string[]): Peer {
   const flags = ["--quiet", ...RESOLUTION, "--allow-read", "--allow-write"];
@@ -59,12 +56,9 @@ Deno.test("build stages a project, and leaves only its manifest", async () => {
 
 Deno.test(
   "build says so where it must wait for another, two run one after the other",
-  {
-    ignore: !HAS_FLOCK,
-  },
   async () => {
     using dir = project();
-    await using holder = flock(resolve(dir.path, ".cog", "cog.lock"));
+    await using holder = stranger(resolve(dir.path, ".cog", "cog.lock"));
     await holder.line();
     await using first = example("build", dir.path);
     await using second = example("build", dir.path);
@@ -116,11 +110,9 @@ Deno.test("wait gets a free lock", async () => {
   assertEquals((await wait.ended()).code, 0);
 });
 
-Deno.test("wait says that it waits, and gives up", {
-  ignore: !HAS_FLOCK,
-}, async () => {
+Deno.test("wait says that it waits, and gives up", async () => {
   using dir = project();
-  await using holder = flock(resolve(dir.path, ".cog", "cog.lock"));
+  await using holder = stranger(resolve(dir.path, ".cog", "cog.lock"));
   await holder.line();
   await using wait = example("wait", dir.path, "0.2");
   assertEquals(await wait.line(), "Waiting for another build, up to 0.2 s");

@@ -3,7 +3,7 @@ import { assertEquals } from "@std/assert/equals";
 import * as dir from "../dir.ts";
 import * as lock from "../lock.ts";
 import * as mod from "../mod.ts";
-import { local, RESOLUTION, script } from "./support.ts";
+import { RESOLUTION, script } from "./support.ts";
 
 Deno.test("mod.ts exports all of dir.ts and lock.ts", () => {
   assertEquals(
@@ -20,7 +20,8 @@ Deno.test("importing mod.ts needs no permission, and keeps nothing alive", async
 });
 
 Deno.test("mod.ts imports nothing from Node, and at most 30 modules in all", async () => {
-  const args = ["info", "--json", ...RESOLUTION, local("../mod.ts")];
+  const url = import.meta.resolve("../mod.ts"); // no path: C: looks like a scheme
+  const args = ["info", "--json", ...RESOLUTION, url];
   const { stdout } = await new Deno.Command(Deno.execPath(), { args }).output();
   const info: {
     modules: { specifier: string; dependencies?: { specifier: string }[] }[];

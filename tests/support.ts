@@ -3,6 +3,7 @@
 import { abortable } from "@std/async/abortable";
 import { delay } from "@std/async/delay";
 import { fromFileUrl } from "@std/path/from-file-url";
+import { resolve } from "@std/path/resolve";
 
 const MOD = import.meta.resolve("../mod.ts");
 
@@ -110,6 +111,18 @@ export function script(
 }
 
 /** A stranger that holds the lock on `path` from its first line to its `go`. */
+export function stranger(path: string, after = ""): Peer {
+  return script(
+    `using file = Deno.openSync(args[0], { write: true, create: true });
+     file.lockSync(true);
+     console.log("held");
+     await heard();
+     ${after}`,
+    [path],
+  );
+}
+
+/** The same, by `flock(1)`. */
 export function flock(path: string): Peer {
   return new Peer("flock", [path, "sh", "-c", "echo held; read _"]);
 }
@@ -129,12 +142,12 @@ export function isFree(path: string): boolean {
   return file.tryLockSync(true);
 }
 
-/** Whether a process waits for a lock in the operating system. */
-export function isBlocked(pid: number): boolean {
+/** How many waits of a process stand in the operating system. */
+export function blocked(pid: number): number {
   return Deno.readTextFileSync("/proc/locks").split("\n")
-    .some((line) =>
+    .filter((line) =>
       line.includes("->") && line.split(/\s+/).includes(`${pid}`)
-    );
+    ).length;
 }
 
 export const HAS_PROC = Deno.build.os === "linux";
@@ -173,6 +186,20 @@ export function scene(): { path: string } & Disposable {
     path,
     [Symbol.dispose]: () => Deno.removeSync(path, { recursive: true }),
   };
+}
+
+/** Whether symbolic links can be made, which takes a privilege on Windows. */
+export const CAN_LINK = canLink();
+
+function canLink(): boolean {
+  using dir = scene();
+  const link = resolve(dir.path, "link");
+  try {
+    Deno.symlinkSync(dir.path, link, { type: "dir" });
+    return Deno.lstatSync(link).isSymlink;
+  } catch {
+    return false;
+  }
 }
 
 export function exists(path: string): boolean {
