@@ -67,7 +67,7 @@ export interface Release extends Disposable {
  *
  * Callers in one process get the lock in the order in which they asked for the
  * same path; between processes the operating system decides, unless the wait is
- * polled: with a {@linkcode LockOptions.signal}, or beside eight other waits of
+ * polled: with a {@linkcode LockOptions.signal}, or beside two other waits of
  * this process. A process whose own callers queue without a gap may keep others
  * waiting meanwhile.
  *
@@ -264,10 +264,11 @@ function toRelease(name: string, file: Deno.FsFile): Release {
 
 /**
  * How many waits may stand in the operating system at once. Each one occupies a
- * thread of the pool that all of Deno's file operations share, and before Deno
- * 2.9.6 there were 32: https://github.com/denoland/deno/issues/22504
+ * thread of the pool that all of Deno's file operations share. Before Deno 2.9.6
+ * it has 32, and on Windows four for each core:
+ * https://github.com/denoland/deno/issues/22504
  */
-const MAX_BLOCKED = 8;
+const MAX_BLOCKED = 2;
 let blocked = 0;
 
 /**

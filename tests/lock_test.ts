@@ -348,6 +348,8 @@ Deno.test("2: waits for many files at once leave the process's other file operat
     paths,
   );
   assertEquals(await child.line(), "0");
+  // A Windows machine with one core has a pool of four threads.
+  if (HAS_PROC) assert(blocked(child.pid) <= 2);
   for (const release of releases) release();
   assertEquals(await child.line(), "done");
 });
