@@ -553,8 +553,10 @@ function tryScratch(path: string): Scratch {
   undo.defer(() => quietly(() => Deno.removeSync(fresh)));
   const made = Deno.lstatSync(fresh);
   // As long as it is open, no other directory gets its inode number. Windows
-  // opens no directories, but has birth times.
-  const pin = undo.use(quietly(() => Deno.openSync(fresh)));
+  // gives none twice, and would let nobody make an open one anew.
+  const pin = Deno.build.os === "windows"
+    ? undefined
+    : undo.use(quietly(() => Deno.openSync(fresh)));
   const isOurs = ({ dev, ino, birthtime }: Deno.FileInfo) =>
     dev === made.dev && ino === made.ino &&
     (pin || birthtime?.getTime() === made.birthtime?.getTime());

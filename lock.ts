@@ -88,8 +88,8 @@ export interface Release extends Disposable {
  * a NUL in it.
  * @throws {Deno.errors.NotFound} If the directory of the file is missing, or
  * is deleted while this waits.
- * @throws {Deno.errors.IsADirectory} If `path` is a directory, which is a
- * {@linkcode Deno.errors.PermissionDenied} on Windows.
+ * @throws {Deno.errors.IsADirectory} If `path` is a directory; on Windows it
+ * is whatever error the platform has for that.
  * @throws {Deno.errors.PermissionDenied} If the file may not be opened, and
  * {@linkcode Deno.errors.NotCapable} if Deno may not; a file system without
  * locks gives whatever error the platform has for it.
@@ -344,16 +344,13 @@ function openReadable(name: string): Deno.FsFile | undefined {
 
 /** Whether the open `file` is the one that is at the path now. */
 function isAt(name: string, file: Deno.FsFile): boolean {
+  // An open file keeps its inode number to itself. The times are for Windows,
+  // whose numbers Deno rounds, or has not: a new file may inherit the birth time
+  // of one just deleted there, but not the time of its last write.
+  const mark = ({ dev, ino, birthtime, mtime }: Deno.FileInfo) =>
+    `${dev} ${ino} ${birthtime?.getTime()} ${mtime?.getTime()}`;
   try {
-    const held = file.statSync();
-    const found = Deno.statSync(name);
-    // An open file keeps its inode number to itself. Deno has none on Windows,
-    // where a new file inherits the birth time of one just deleted, but not the
-    // time of its last write.
-    return held.ino === null || found.ino === null
-      ? held.birthtime?.getTime() === found.birthtime?.getTime() &&
-        held.mtime?.getTime() === found.mtime?.getTime()
-      : held.ino === found.ino && held.dev === found.dev;
+    return mark(file.statSync()) === mark(Deno.statSync(name));
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return false;
     throw refused(name, error);
@@ -365,7 +362,7 @@ function refused(name: string, error: unknown): Error {
   const { constructor, message } = error as Error;
   const advice = error instanceof Deno.errors.NotFound
     ? "its directory is missing, or was deleted meanwhile: make it first"
-    : error instanceof Deno.errors.IsADirectory
+    : isDirectory(name)
     ? "it is a directory: name a file in it"
     : error instanceof TypeError
     ? "it is no path: see what is odd in it"
@@ -374,6 +371,14 @@ function refused(name: string, error: unknown): Error {
     `Cannot lock ${name}: ${advice}: ${message}`,
     { cause: error },
   );
+}
+
+function isDirectory(name: string): boolean {
+  try {
+    return Deno.statSync(name).isDirectory;
+  } catch {
+    return false;
+  }
 }
 
 function toPath(path: string | URL): string {

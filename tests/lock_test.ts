@@ -411,6 +411,36 @@ for (const kind of ["without a signal", "with a signal"]) {
   });
 }
 
+Deno.test("3: where files show neither a number nor a birth time of their own, a new file is told by its last write", async () => {
+  using dir = scene();
+  const path = resolve(dir.path, "x");
+  const holder = Deno.openSync(path, { write: true, create: true });
+  holder.lockSync(true);
+  const { statSync } = Deno;
+  const ofFile = Deno.FsFile.prototype.statSync;
+  const alike = { ino: null, birthtime: new Date(0) };
+  using _path = replace(
+    Deno,
+    "statSync",
+    (path) => ({ ...statSync(path), ...alike }),
+  );
+  using _file = replace(
+    Deno.FsFile.prototype,
+    "statSync",
+    function (this: Deno.FsFile) {
+      return { ...ofFile.call(this), ...alike };
+    },
+  );
+  const { signal } = new AbortController();
+  const waiter = await waiting(path, { signal });
+  Deno.removeSync(path);
+  Deno.writeTextFileSync(path, "");
+  Deno.utimeSync(path, 1, 1);
+  holder.close();
+  using _lock = await soon(waiter.lock);
+  assertEquals(isFree(path), false);
+});
+
 Deno.test("3: a holder whose file is deleted still excludes its own process, and releases", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
