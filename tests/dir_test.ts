@@ -1180,34 +1180,35 @@ Deno.test("6: openTemp() on a full disk keeps the error, and leaves nothing", {
 
 // 7. Least permission
 
-Deno.test("7: everything but openTemp() works with reading and writing the project", async () => {
-  using dir = scene();
-  await using child = script(
-    `{
-       await using cog = await open(args[0]);
-       await cog.path("a/b");
-       await cog.filePath("c/d");
-       await cog.tempPath("build");
-       await cog.tempPath("build");
-       await cog.tempPath("x/y");
-       (await cog.lock())();
-       (await cog.tryLock())();
-       (await lock(args[0] + "/other.lock"))();
-       (await tryLock(args[0] + "/other.lock"))();
-     }
-     const cog = await open(args[0]);
-     await cog.tempPath("left open");
-     console.log(await openTemp().catch((error) => error.name));`,
-    [dir.path],
-    [`--allow-read=${dir.path}`, `--allow-write=${dir.path}`],
-  );
-  assertEquals(await child.line(), "NotCapable");
-  assertEquals((await child.ended()).code, 0);
-  assertEquals(
-    names(resolve(dir.path, ".cog")),
-    [".gitignore", "a", "c", "cog.lock", "x"],
-  );
-});
+for (const granted of ["the project", "no more than .cog"]) {
+  Deno.test(`7: everything but openTemp() works with reading and writing ${granted}`, async () => {
+    using dir = scene();
+    const root = resolve(dir.path, ".cog");
+    const path = granted === "the project" ? dir.path : root;
+    await using child = script(
+      `{
+         await using cog = await open(args[0]);
+         await cog.path("a/b");
+         await cog.filePath("c/d");
+         await cog.tempPath("build");
+         await cog.tempPath("build");
+         await cog.tempPath("x/y");
+         (await cog.lock())();
+         (await cog.tryLock())();
+         (await lock(cog.root + "/a/other.lock"))();
+         (await tryLock(cog.root + "/a/other.lock"))();
+       }
+       const cog = await open(args[0]);
+       await cog.tempPath("left open");
+       console.log(await openTemp().catch((error) => error.name));`,
+      [dir.path],
+      [`--allow-read=${path}`, `--allow-write=${path}`],
+    );
+    assertEquals(await child.line(), "NotCapable");
+    assertEquals((await child.ended()).code, 0);
+    assertEquals(names(root), [".gitignore", "a", "c", "cog.lock", "x"]);
+  });
+}
 
 Deno.test(
   "7: behind a symbolic link, permission for where it really is is needed, and asked for",

@@ -3,6 +3,7 @@ import { assertEquals } from "@std/assert/equals";
 import { resolve } from "@std/path/resolve";
 import {
   exists,
+  has,
   local,
   names,
   Peer,
@@ -117,4 +118,43 @@ Deno.test("wait says that it waits, and gives up", async () => {
   await using wait = example("wait", dir.path, "0.2");
   assertEquals(await wait.line(), "Waiting for another build, up to 0.2 s");
   assertEquals((await wait.ended()).code, 1);
+});
+
+// The blocks of TypeScript in the README are tests by themselves, with --doc.
+
+const SHELL = [
+  ...Deno.readTextFileSync(local("../README.md")).matchAll(
+    /^```sh\r?\n(.*?)^```/gms,
+  ),
+].flatMap(([, block]) => block.trim().split(/\r?\n/));
+
+Deno.test("the README's tasks are there", () => {
+  const { tasks } = JSON.parse(Deno.readTextFileSync(local("../deno.json")));
+  const named = SHELL.filter((line) => line.startsWith("npx -y deno task "));
+  assertEquals(named.length, 2);
+  for (const line of named) assert(line.split(" ").at(-1)! in tasks, line);
+});
+
+Deno.test("the README's line for a shell waits for the lock, then copies", {
+  ignore: !has("flock") || !has("timeout"),
+}, async () => {
+  using dir = project();
+  Deno.mkdirSync(resolve(dir.path, "weights"));
+  const copied = resolve(dir.path, ".cog", "weights");
+  const [line, ...more] = SHELL.filter((line) => !line.startsWith("npx "));
+  assertEquals(more, []);
+  // For a while that is long for a copy: one that locks takes all of it.
+  const run = () =>
+    new Deno.Command("timeout", {
+      args: ["0.5", "sh", "-c", line],
+      cwd: dir.path,
+    }).output();
+  await using holder = stranger(resolve(dir.path, ".cog", "cog.lock"));
+  await holder.line();
+  assertEquals((await run()).code, 124);
+  assertEquals(exists(copied), false);
+  await holder.go();
+  await holder.ended();
+  assertEquals((await run()).code, 0);
+  assertEquals(exists(copied), true);
 });
