@@ -116,23 +116,17 @@ export async function lock(
 ): Promise<Release> {
   const { signal, onWait, closing }: Wait = options;
   signal?.throwIfAborted();
-  closing?.throwIfAborted();
-  const name = toPath(path);
-  // Only for a wait: Deno 2.7 never forgets a signal that was made so.
-  const end = () =>
-    signal && closing ? AbortSignal.any([signal, closing]) : signal ?? closing;
   let told = false;
-  const tell = () => {
-    if (told) return;
+  const begin = () => {
+    if (!told) onWait?.();
     told = true;
-    onWait?.();
+    // Only for a wait: Deno 2.7 never forgets a signal that was made so.
+    return signal && closing
+      ? AbortSignal.any([signal, closing])
+      : signal ?? closing;
   };
-  await enter(name, tell, end);
-  const release = await acquire(name, (file) => {
-    tell();
-    return signal ? poll(name, file, end()) : block(name, file, end());
-  }, end);
-  return release!;
+  const release = await acquire(toPath(path), begin, signal ? poll : block);
+  return release!; // it waits
 }
 
 /**
@@ -161,16 +155,50 @@ export async function lock(
  * ```
  */
 export async function tryLock(path: string | URL): Promise<Release | null> {
-  const name = toPath(path);
-  if (queues.has(name)) return null;
-  queues.set(name, []);
-  return await acquire(name);
+  return await acquire(toPath(path));
 }
 
-/** What a handle passes besides, to end its waits when it is closed. */
+/** What `Dir.lock` of dir.ts passes besides: it ends the waits of a closed one. */
 interface Wait extends LockOptions {
-  /** Ends the wait, but does not keep it out of the operating system. */
+  /** Ends the wait as `signal` does, but does not make it a polled one. */
   closing?: AbortSignal;
+}
+
+/** Called before each wait: tells of the first one, and gives what ends it. */
+type Begin = () => AbortSignal | undefined;
+
+/**
+ * The one way to the lock: in turn among those of this process, then among all.
+ * Without a `begin` it never waits, and gives `null` where the lock is taken.
+ */
+async function acquire(
+  name: string,
+  begin?: Begin,
+  wait = poll,
+): Promise<Release | null> {
+  if (!await enter(name, begin)) return null;
+  let held: Deno.FsFile | undefined;
+  try {
+    while (!held) {
+      const file = openFile(name);
+      try {
+        if (!tryFile(name, file)) {
+          if (!begin) return null;
+          await wait(name, file, begin());
+        }
+        // flock(2) also locks a file that was deleted or replaced before it
+        // was locked, where nobody else will look for it.
+        if (isAt(name, file)) held = file;
+      } finally {
+        if (!held) file.close();
+      }
+      // Some file systems give a file another number each time.
+      if (!held) await delay(1, { signal: begin?.() });
+    }
+  } finally {
+    if (!held) leave(name);
+  }
+  return toRelease(name, held);
 }
 
 /**
@@ -179,24 +207,21 @@ interface Wait extends LockOptions {
  */
 const queues = new Map<string, Array<() => void>>();
 
-/** Waits to be the one of this process who asks the operating system. */
-async function enter(
-  name: string,
-  tell: () => void,
-  end: () => AbortSignal | undefined,
-): Promise<void> {
+/** Whether this is, after a wait if need be, the one who asks for the process. */
+async function enter(name: string, begin?: Begin): Promise<boolean> {
   const queue = queues.get(name);
   if (!queue) {
     queues.set(name, []);
-    return;
+    return true;
   }
+  if (!begin) return false;
   const { promise: turn, resolve: call } = Promise.withResolvers<void>();
   queue.push(call);
   try {
-    tell();
-    const signal = end();
-    await (signal ? abortable(turn, signal) : turn);
-    signal?.throwIfAborted();
+    const end = begin();
+    await (end ? abortable(turn, end) : turn);
+    end?.throwIfAborted();
+    return true;
   } catch (error) {
     const place = queue.indexOf(call);
     if (place >= 0) queue.splice(place, 1);
@@ -210,39 +235,6 @@ function leave(name: string): void {
   const call = queues.get(name)?.shift();
   if (call) call();
   else queues.delete(name);
-}
-
-/**
- * Acquires the lock for whoever has entered, or leaves. Without a `wait` for a
- * file that is taken, it returns `null` then.
- */
-async function acquire(
-  name: string,
-  wait?: (file: Deno.FsFile) => Promise<void>,
-  end?: () => AbortSignal | undefined,
-): Promise<Release | null> {
-  let held: Deno.FsFile | undefined;
-  try {
-    while (!held) {
-      const file = openFile(name);
-      try {
-        if (!tryFile(name, file)) {
-          if (!wait) return null;
-          await wait(file);
-        }
-        // flock(2) also locks a file that was deleted or replaced before it
-        // was locked, where nobody else will look for it.
-        if (isAt(name, file)) held = file;
-      } finally {
-        if (!held) file.close();
-      }
-      // Some file systems give a file another number each time.
-      if (!held) await delay(1, { signal: end?.() });
-    }
-  } finally {
-    if (!held) leave(name);
-  }
-  return toRelease(name, held);
 }
 
 function toRelease(name: string, file: Deno.FsFile): Release {
