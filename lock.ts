@@ -177,28 +177,26 @@ async function acquire(
   wait = poll,
 ): Promise<Release | null> {
   if (!await enter(name, begin)) return null;
-  let held: Deno.FsFile | undefined;
-  try {
-    while (!held) {
-      const file = openFile(name);
-      try {
-        if (!tryFile(name, file)) {
-          if (!begin) return null;
-          await wait(name, file, begin());
-        }
-        // flock(2) also locks a file that was deleted or replaced before it
-        // was locked, where nobody else will look for it.
-        if (isAt(name, file)) held = file;
-      } finally {
-        if (!held) file.close();
-      }
-      // Some file systems give a file another number each time.
-      if (!held) await delay(1, { signal: begin?.() });
+  using entered = new DisposableStack();
+  entered.defer(() => leave(name));
+  // The pause is for file systems that give a file another number each time.
+  for (;; await delay(1, { signal: begin?.() })) {
+    using opened = new DisposableStack();
+    const file = opened.use(openFile(name));
+    if (!tryFile(name, file)) {
+      if (!begin) return null;
+      await wait(name, file, begin());
     }
-  } finally {
-    if (!held) leave(name);
+    // flock(2) also locks a file that was deleted or replaced before it was
+    // locked, where nobody else will look for it.
+    if (!isAt(name, file)) continue;
+    // Closing frees it too, but Windows may take its time then.
+    opened.defer(() => quietly(() => file.unlockSync()));
+    entered.use(opened.move());
+    const held = entered.move();
+    const release = () => held.dispose();
+    return Object.assign(release, { [Symbol.dispose]: release });
   }
-  return toRelease(name, held);
 }
 
 /**
@@ -235,23 +233,6 @@ function leave(name: string): void {
   const call = queues.get(name)?.shift();
   if (call) call();
   else queues.delete(name);
-}
-
-function toRelease(name: string, file: Deno.FsFile): Release {
-  let held = true;
-  const release = () => {
-    if (!held) return;
-    held = false;
-    try {
-      // Windows may take its time to unlock a file that is only closed.
-      file.unlockSync();
-    } catch {
-      // Closing frees it too.
-    }
-    file.close();
-    leave(name);
-  };
-  return Object.assign(release, { [Symbol.dispose]: release });
 }
 
 /**
@@ -319,18 +300,11 @@ function openFile(name: string): Deno.FsFile {
   try {
     return Deno.openSync(name, { read: true, write: true, create: true });
   } catch (error) {
-    const readable = openReadable(name);
+    // Opening a pipe for reading only would wait for somebody to write to it.
+    const readable = quietly(() => Deno.statSync(name))?.isFile &&
+      quietly(() => Deno.openSync(name));
     if (readable) return readable;
     throw refused(name, error);
-  }
-}
-
-function openReadable(name: string): Deno.FsFile | undefined {
-  try {
-    // Opening a pipe for reading only would wait for somebody to write to it.
-    if (Deno.statSync(name).isFile) return Deno.openSync(name);
-  } catch {
-    // The first error says what is wrong.
   }
 }
 
@@ -354,7 +328,7 @@ function refused(name: string, error: unknown): Error {
   const { constructor, message } = error as Error;
   const advice = error instanceof Deno.errors.NotFound
     ? "its directory is missing, or was deleted meanwhile: make it first"
-    : isDirectory(name)
+    : quietly(() => Deno.statSync(name))?.isDirectory
     ? "it is a directory: name a file in it"
     : error instanceof TypeError
     ? "it is no path: see what is odd in it"
@@ -365,14 +339,14 @@ function refused(name: string, error: unknown): Error {
   );
 }
 
-function isDirectory(name: string): boolean {
-  try {
-    return Deno.statSync(name).isDirectory;
-  } catch {
-    return false;
-  }
-}
-
 function toPath(path: string | URL): string {
   return resolve(path instanceof URL ? fromFileUrl(path) : path);
+}
+
+function quietly<T>(attempt: () => T): T | undefined {
+  try {
+    return attempt();
+  } catch {
+    return undefined;
+  }
 }
