@@ -169,8 +169,7 @@ export class Dir implements AsyncDisposable {
    */
   // deno-lint-ignore require-await -- so that errors reject, as the signature says
   async path(name: string): Promise<string> {
-    const parts = this.#parts("make a directory", name);
-    return makePath(resolve(this.root, ...parts));
+    return makePath(this.#resolve("make a directory", name));
   }
 
   /**
@@ -199,9 +198,9 @@ export class Dir implements AsyncDisposable {
    */
   // deno-lint-ignore require-await -- so that errors reject, as the signature says
   async filePath(name: string): Promise<string> {
-    const parts = this.#parts("make room for a file", name, true);
-    makePath(resolve(this.root, ...parts.slice(0, -1)));
-    return resolve(this.root, ...parts);
+    const path = this.#resolve("make room for a file", name, true);
+    makePath(resolve(path, ".."));
+    return path;
   }
 
   /**
@@ -245,9 +244,8 @@ export class Dir implements AsyncDisposable {
    * ```
    */
   async tempPath(name: string): Promise<string> {
-    const parts = this.#parts("make scratch", name, true);
-    const path = resolve(this.root, ...parts);
-    refuseLinks(this.root, parts.slice(0, -1));
+    const path = this.#resolve("make scratch", name, true);
+    refuseLinks(this.root, path);
     makePath(resolve(path, ".."));
     const { take, leftovers } = makeScratch(path);
     const swept = sweep(leftovers);
@@ -446,8 +444,8 @@ export class Dir implements AsyncDisposable {
     }
   };
 
-  /** The parts of a name below the root, none for the root itself. */
-  #parts(tried: string, name: string, below = false): string[] {
+  /** The path that a name stands for, the root's own unless it must be `below`. */
+  #resolve(tried: string, name: string, below = false): string {
     this.#assertOpen(tried);
     const path = normalize(name);
     const parts = path.split(SEPARATOR).filter((part) => part && part !== ".");
@@ -466,7 +464,7 @@ export class Dir implements AsyncDisposable {
       : Deno.build.os === "windows" && parts.some((part) => ALIAS.test(part))
       ? "is another name on Windows"
       : undefined;
-    if (reason === undefined) return parts;
+    if (reason === undefined) return resolve(this.root, ...parts);
     throw new TypeError(
       `Cannot ${tried} in ${this.root}: the name "${name}" ${reason}`,
     );
@@ -512,10 +510,8 @@ function makePath(path: string): string {
   }
 }
 
-function refuseLinks(root: string, parts: string[]): void {
-  let way = root;
-  for (const part of parts) {
-    way = resolve(way, part);
+function refuseLinks(root: string, path: string): void {
+  for (let way = resolve(path, ".."); way !== root; way = resolve(way, "..")) {
     if (!quietly(() => Deno.lstatSync(way))?.isSymlink) continue;
     throw new Deno.errors.NotADirectory(
       `Cannot make scratch below ${way}: it is a symbolic link, and what is ` +
