@@ -247,11 +247,13 @@ export class Dir implements AsyncDisposable {
     const path = this.#resolve("make scratch", name, true);
     refuseLinks(this.root, path);
     makePath(resolve(path, ".."));
-    const { take, leftovers } = makeScratch(path);
+    // Listed before: what is there later may be this scratch, which another one
+    // that closes has moved away by mistake and is about to put back.
+    const leftovers = findLeftovers(resolve(path, ".."));
+    const withdraw = makeScratch(path, leftovers);
     const swept = sweep(leftovers);
-    const replaced = this.#removals.get(path);
-    this.#removeOnClose(path, take, swept);
-    replaced?.(); // lets go of it
+    this.#cleanups.defer(() => swept); // a close waits for it
+    this.#removeOnClose(path, withdraw);
     await swept;
     this.#assertOpen("make scratch");
     return path;
@@ -412,32 +414,28 @@ export class Dir implements AsyncDisposable {
 
   /**
    * Has the directory at `path` removed on close, and at the end of the process
-   * if that comes first. `take` says where it is by then; `underWay` is what a
-   * close has to wait for.
+   * if that comes first: from where `withdraw` says that it is by then.
    */
-  #removeOnClose(
-    path: string,
-    take: () => string,
-    underWay?: Promise<void>,
-  ): void {
-    this.#removals.set(path, take);
+  #removeOnClose(path: string, withdraw: () => string): void {
+    const replaced = this.#removals.get(path);
+    this.#removals.set(path, withdraw);
     addEventListener("unload", this.#removeNow);
     this.#cleanups.defer(async () => {
-      await underWay;
-      if (this.#removals.get(path) !== take) return; // it was taken anew
+      if (this.#removals.get(path) !== withdraw) return; // it was replaced
       try {
-        await Deno.remove(take(), { recursive: true });
+        await Deno.remove(withdraw(), { recursive: true });
       } catch (error) {
         if (isGone(error)) return;
         throw explained(`Cannot remove ${path}`, error);
       }
     });
+    replaced?.(); // lets go of what it keeps open
   }
 
   readonly #removeNow = (): void => {
-    for (const take of this.#removals.values()) {
+    for (const withdraw of this.#removals.values()) {
       try {
-        Deno.removeSync(take(), { recursive: true });
+        Deno.removeSync(withdraw(), { recursive: true });
       } catch {
         // Gone already, or nobody is left to be told.
       }
@@ -470,6 +468,9 @@ export class Dir implements AsyncDisposable {
     );
   }
 }
+
+/** Windows' other names for a file: streams, short names, ignored ends. */
+const ALIAS = /:|~\d|[. ]$/;
 
 async function makeRoot(project: string): Promise<void> {
   const root = resolve(project, NAME);
@@ -520,102 +521,10 @@ function refuseLinks(root: string, path: string): void {
   }
 }
 
-/** A scratch directory that was made. */
-interface Scratch {
-  /** Moves it out of the way, if it is still there, and says where it is. */
-  take: () => string;
-  /** What is to be deleted beside it: what it replaced, and what crashes left. */
-  leftovers: string[];
-}
-
-function makeScratch(path: string): Scratch {
-  for (let tries = 1;; tries++) {
-    try {
-      return tryScratch(path);
-    } catch (error) {
-      // Without the lock, others can come in between any two steps of it.
-      if (tries < 20) continue;
-      throw explained(`Cannot make scratch ${path}`, error);
-    }
-  }
-}
-
-function tryScratch(path: string): Scratch {
-  // Made under a name of its own, so that what is marked is what was made, and
-  // moved into place last, so that a failure before that leaves all as it was.
-  const fresh = beside(path, "new");
-  using undo = new DisposableStack();
-  Deno.mkdirSync(fresh);
-  undo.defer(() => quietly(() => Deno.removeSync(fresh)));
-  const made = Deno.lstatSync(fresh);
-  // As long as it is open, no other directory gets its inode number. Windows
-  // gives none twice, and would let nobody make an open one anew.
-  const pin = Deno.build.os === "windows"
-    ? undefined
-    : undo.use(quietly(() => Deno.openSync(fresh)));
-  const isOurs = ({ dev, ino, birthtime }: Deno.FileInfo) =>
-    dev === made.dev && ino === made.ino &&
-    (pin || birthtime?.getTime() === made.birthtime?.getTime());
-  const leftovers = findLeftovers(resolve(path, ".."));
-  try {
-    Deno.renameSync(fresh, path);
-  } catch {
-    const aside = moveAside(path); // only now: most often there is nothing
-    undo.defer(() => {
-      for (const was of aside) quietly(() => Deno.renameSync(was, path));
-    });
-    Deno.renameSync(fresh, path);
-    leftovers.push(...aside);
-  }
-  undo.move();
-
-  const old = beside(path, "old");
-  let taken = false;
-  const take = () => {
-    if (taken) return old;
-    taken = true;
-    try {
-      if (isOurs(Deno.lstatSync(path))) {
-        Deno.renameSync(path, fresh);
-        // Another may have replaced it between those two: it is theirs. Until
-        // that is clear, the name is one that is not swept with its files.
-        const ours = isOurs(Deno.lstatSync(fresh));
-        Deno.renameSync(fresh, ours ? old : path);
-      }
-    } catch (error) {
-      if (!isGone(error)) throw error;
-    } finally {
-      pin?.close();
-    }
-    return old;
-  };
-  return { take, leftovers };
-}
-
 /**
- * Takes what has the name out of the way of a scratch that is to replace it,
- * and says what is to be deleted for that.
+ * What is beside scratch for a moment: `new` is on its way to its place or from
+ * there, and empty or maybe somebody's; `old` is for anybody to delete.
  */
-function moveAside(path: string): string[] {
-  const aside = beside(path, "old");
-  try {
-    Deno.renameSync(path, aside);
-    return [aside];
-  } catch (error) {
-    if ((error as { code?: string }).code === "EXDEV") {
-      // Overlay file systems do not rename a directory of a lower layer, such
-      // as one that a container image brought along.
-      Deno.removeSync(path, { recursive: true });
-    } else if (!isGone(error)) {
-      throw error;
-    }
-    return [];
-  }
-}
-
-/** Windows' other names for a file: streams, short names, ignored ends. */
-const ALIAS = /:|~\d|[. ]$/;
-
 const LEFTOVER =
   /^\.scratch-(new|old)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
 
@@ -631,6 +540,85 @@ function findLeftovers(dir: string): string[] {
     .map(({ name }) => resolve(dir, name)) ?? [];
 }
 
+/**
+ * Makes a scratch directory, adds what it replaces to the `leftovers`, and gives
+ * the function that withdraws it: moves it out of the way, if it is still there,
+ * and says where it is to be deleted.
+ */
+function makeScratch(path: string, leftovers: string[]): () => string {
+  for (let tries = 1;; tries++) {
+    try {
+      return tryScratch(path, leftovers);
+    } catch (error) {
+      // Without the lock, others can come in between any two steps of it.
+      if (tries < 20) continue;
+      throw explained(`Cannot make scratch ${path}`, error);
+    }
+  }
+}
+
+function tryScratch(path: string, leftovers: string[]): () => string {
+  // Made under a name of its own, so that what is marked is what was made, and
+  // moved into place last, so that a failure before that leaves all as it was.
+  const fresh = beside(path, "new");
+  using undo = new DisposableStack();
+  Deno.mkdirSync(fresh);
+  undo.defer(() => quietly(() => Deno.removeSync(fresh)));
+  const made = Deno.lstatSync(fresh);
+  // As long as it is open, no other directory gets its inode number. Windows
+  // gives none twice, and would let nobody make an open one anew.
+  const pin = Deno.build.os === "windows"
+    ? undefined
+    : undo.use(quietly(() => Deno.openSync(fresh)));
+  const isOurs = ({ dev, ino, birthtime }: Deno.FileInfo) =>
+    dev === made.dev && ino === made.ino &&
+    (pin || birthtime?.getTime() === made.birthtime?.getTime());
+  const old = beside(path, "old");
+  try {
+    Deno.renameSync(fresh, path);
+  } catch { // most often there is nothing, or an empty directory, at the path
+    const wiped = beside(path, "old");
+    undo.defer(() => quietly(() => Deno.renameSync(wiped, path)));
+    moveAside(path, wiped);
+    Deno.renameSync(fresh, path);
+    leftovers.push(wiped);
+  }
+  undo.move();
+
+  let withdrawn = false;
+  return () => {
+    if (withdrawn) return old;
+    withdrawn = true;
+    using _pin = pin;
+    try {
+      if (!isOurs(Deno.lstatSync(path))) return old;
+      Deno.renameSync(path, fresh);
+      // Another may have replaced it between those two: it is theirs. Until
+      // that is clear, the name is one that is not swept with its files.
+      const ours = isOurs(Deno.lstatSync(fresh));
+      Deno.renameSync(fresh, ours ? old : path);
+    } catch (error) {
+      if (!isGone(error)) throw error;
+    }
+    return old;
+  };
+}
+
+/** Takes what has the name out of the way of a scratch that is to replace it. */
+function moveAside(path: string, aside: string): void {
+  try {
+    Deno.renameSync(path, aside);
+  } catch (error) {
+    if ((error as { code?: string }).code === "EXDEV") {
+      // Overlay file systems do not rename a directory of a lower layer, such
+      // as one that a container image brought along.
+      Deno.removeSync(path, { recursive: true });
+    } else if (!isGone(error)) {
+      throw error;
+    }
+  }
+}
+
 /** Deletes quietly: others may do the same, and the next one tries again. */
 async function sweep(leftovers: string[]): Promise<void> {
   await Promise.allSettled(leftovers.map(async (path) => {
@@ -640,10 +628,7 @@ async function sweep(leftovers: string[]): Promise<void> {
   }));
 }
 
-/**
- * Whether a new one was not only caught on its way to or from its place, where
- * it is empty or may be somebody's, but left there by a crash an hour ago.
- */
+/** Whether a crash left it there an hour ago, so that nobody can be using it. */
 async function isForgotten(path: string): Promise<boolean> {
   const { ctime } = await Deno.lstat(path);
   return ctime !== null && Date.now() - ctime.getTime() > 60 * 60 * 1000;
