@@ -140,6 +140,9 @@ export class Dir implements AsyncDisposable {
     }
     this.projectDir = project;
     this.root = resolve(project, NAME);
+    // How a close ends, the last line first: with the lock, after all cleanups,
+    // but before the directory it is in.
+    this.#cleanups.defer(() => removeEventListener("unload", this.#removeNow));
     if (temporary) this.#removeOnClose(project, () => project);
     this.#cleanups.defer(() => this.#held?.());
   }
@@ -382,11 +385,7 @@ export class Dir implements AsyncDisposable {
   async #close(): Promise<void> {
     this.#closing.abort(this.#closedError("lock"));
     await null; // a cleanup that calls close again gets this same promise
-    try {
-      await this.#cleanups.disposeAsync();
-    } finally {
-      removeEventListener("unload", this.#removeNow);
-    }
+    await this.#cleanups.disposeAsync();
   }
 
   #assertOpen(tried: string): void {
@@ -573,7 +572,6 @@ function tryScratch(path: string, leftovers: string[]): () => string {
   const isOurs = ({ dev, ino, birthtime }: Deno.FileInfo) =>
     dev === made.dev && ino === made.ino &&
     (pin || birthtime?.getTime() === made.birthtime?.getTime());
-  const old = beside(path, "old");
   try {
     Deno.renameSync(fresh, path);
   } catch { // most often there is nothing, or an empty directory, at the path
@@ -585,10 +583,10 @@ function tryScratch(path: string, leftovers: string[]): () => string {
   }
   undo.move();
 
-  let withdrawn = false;
+  let old: string | undefined;
   return () => {
-    if (withdrawn) return old;
-    withdrawn = true;
+    if (old) return old;
+    old = beside(path, "old");
     using _pin = pin;
     try {
       if (!isOurs(Deno.lstatSync(path))) return old;
