@@ -101,6 +101,8 @@ export async function openTemp(): Promise<Dir> {
   return dir;
 }
 
+// Only these two make a Dir: TypeScript keeps others from its constructor, and
+// the key does so where there is none.
 let makeDir: (project: string, temporary: boolean) => Dir;
 const KEY = Symbol();
 
@@ -324,6 +326,7 @@ export class Dir implements AsyncDisposable {
   async lock(options: LockOptions = {}): Promise<Release> {
     this.#assertOpen("lock");
     const { signal, onWait } = options;
+    // What lock.ts takes besides the public options.
     const wait = { signal, onWait, closing: this.#closing.signal };
     return this.#hold(await lock(this.#lockFile, wait));
   }
@@ -402,7 +405,7 @@ export class Dir implements AsyncDisposable {
     return resolve(this.root, LOCK_NAME);
   }
 
-  /** Keeps the lock that was acquired for close, or lets go if that is past. */
+  /** Leaves the release to close, too; if this is closed by now, releases. */
   #hold(release: Release): Release {
     if (this.#closing.signal.aborted) {
       release();
@@ -441,7 +444,7 @@ export class Dir implements AsyncDisposable {
     }
   };
 
-  /** The path that a name stands for, the root's own unless it must be `below`. */
+  /** The path of a name, if this is open: not the root where it must be `below`. */
   #resolve(tried: string, name: string, below = false): string {
     this.#assertOpen(tried);
     const path = normalize(name);
@@ -467,6 +470,10 @@ export class Dir implements AsyncDisposable {
     );
   }
 }
+
+// From here on, all but the deleting of whole trees is synchronous: for a single
+// step that is quicker than a trip to the thread pool, and neither a close of
+// the same handle nor an exit can come in between two of them.
 
 /** Windows' other names for a file: streams, short names, ignored ends. */
 const ALIAS = /:|~\d|[. ]$/;
@@ -496,11 +503,6 @@ async function makeRoot(project: string): Promise<void> {
   }
 }
 
-/**
- * One directory is made, moved or looked at synchronously throughout: that is
- * quicker than a trip to the thread pool, and a close of the same handle can
- * never come in between. Only the deleting of whole trees is left to others.
- */
 function makePath(path: string): string {
   try {
     Deno.mkdirSync(path, { recursive: true });
@@ -581,7 +583,7 @@ function tryScratch(path: string, leftovers: string[]): () => string {
     Deno.renameSync(fresh, path);
     leftovers.push(wiped);
   }
-  undo.move();
+  undo.move(); // the pin is for the withdrawal to close
 
   let old: string | undefined;
   return () => {

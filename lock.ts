@@ -28,11 +28,11 @@ export interface LockOptions {
    * Abandons the wait when it is aborted. Nothing of the wait is left behind,
    * and nothing stays attached to the signal once the lock is acquired.
    *
-   * A wait for another process is polled if there is a signal, because a wait
-   * in the operating system cannot be abandoned: after 1 ms at first, and a
-   * fortieth of the time waited later on, but at most 100 ms. So it has no place
-   * in the system's queue: beside processes that wait there and leave no pause
-   * between them, it may wait for long.
+   * With a signal, a wait for another process is polled, because a wait in the
+   * operating system cannot be abandoned: it asks again after a fortieth of the
+   * time waited so far, but after 1 ms at least and 100 ms at most. So it has no
+   * place in the system's queue: beside processes that wait there and leave no
+   * pause between them, it may wait for long.
    */
   signal?: AbortSignal;
 
@@ -158,13 +158,13 @@ export async function tryLock(path: string | URL): Promise<Release | null> {
   return await acquire(toPath(path));
 }
 
-/** What `Dir.lock` of dir.ts passes besides: it ends the waits of a closed one. */
+/** What another module of this package may pass besides. */
 interface Wait extends LockOptions {
   /** Ends the wait as `signal` does, but does not make it a polled one. */
   closing?: AbortSignal;
 }
 
-/** Called before each wait: tells of the first one, and gives what ends it. */
+/** Called before each wait: tells of the first one, and gives what may end it. */
 type Begin = () => AbortSignal | undefined;
 
 /**
@@ -205,7 +205,10 @@ async function acquire(
  */
 const queues = new Map<string, Array<() => void>>();
 
-/** Whether this is, after a wait if need be, the one who asks for the process. */
+/**
+ * Waits to be the one of this process who asks the operating system. Without a
+ * `begin` it does not wait, and says whether it is the one.
+ */
 async function enter(name: string, begin?: Begin): Promise<boolean> {
   const queue = queues.get(name);
   if (!queue) {
@@ -228,7 +231,7 @@ async function enter(name: string, begin?: Begin): Promise<boolean> {
   }
 }
 
-/** Lets the next of this process ask the operating system. */
+/** Lets the next one of this process ask. */
 function leave(name: string): void {
   const call = queues.get(name)?.shift();
   if (call) call();
@@ -245,11 +248,11 @@ const MAX_BLOCKED = 2;
 let blocked = 0;
 
 /**
- * Waits in the operating system until `file` is locked: it wakes its waiters at
- * once and in turn. But Deno has no way to cancel that, and closing the file
- * does not (https://github.com/denoland/deno/issues/31342): if `end` comes, the
- * process lives on until the others let go, and takes the lock then, until the
- * event loop turns. So a wait that a signal may abandon is polled instead.
+ * Waits in the operating system, which wakes its waiters at once and in turn.
+ * But Deno cannot cancel that wait, not even by closing the file
+ * (https://github.com/denoland/deno/issues/31342): after `end` it goes on alone,
+ * keeps the process alive until the others let go, and then has the lock until
+ * the event loop turns. So a wait that the caller may abandon is polled instead.
  */
 async function block(
   name: string,
@@ -257,7 +260,7 @@ async function block(
   end: AbortSignal | undefined,
 ): Promise<void> {
   if (blocked >= MAX_BLOCKED) return await poll(name, file, end);
-  end?.throwIfAborted();
+  end?.throwIfAborted(); // onWait may have aborted it
   blocked++;
   const locked = file.lock(true).finally(() => blocked--);
   try {
@@ -268,9 +271,9 @@ async function block(
 }
 
 /**
- * Asks again and again, the less often the longer it lasts: a lock stands idle
- * for no more than a fortieth of the wait, and ten seconds of it take less than
- * a hundredth of a core.
+ * Asks less often the longer it waits: so a freed lock stands idle for at most a
+ * fortieth of the wait (or 1 ms), and ten seconds of waiting take less than a
+ * hundredth of one core's time.
  */
 async function poll(
   name: string,
@@ -310,9 +313,9 @@ function openFile(name: string): Deno.FsFile {
 
 /** Whether the open `file` is the one that is at the path now. */
 function isAt(name: string, file: Deno.FsFile): boolean {
-  // An open file keeps its inode number to itself. The times are for Windows,
-  // whose numbers Deno rounds, or has not: a new file may inherit the birth time
-  // of one just deleted there, but not the time of its last write.
+  // No other file gets the inode number of an open one. The times are for
+  // Windows, where Deno rounds the numbers or has none: a new file may inherit
+  // the birth time of the one just deleted there, but not that of its last write.
   const mark = ({ dev, ino, birthtime, mtime }: Deno.FileInfo) =>
     `${dev} ${ino} ${birthtime?.getTime()} ${mtime?.getTime()}`;
   try {
@@ -331,7 +334,7 @@ function refused(name: string, error: unknown): Error {
     : quietly(() => Deno.statSync(name))?.isDirectory
     ? "it is a directory: name a file in it"
     : error instanceof TypeError
-    ? "it is no path: see what is odd in it"
+    ? "no file can have such a name"
     : "it must be a file that may be opened, where the file system has locks";
   return new (constructor as ErrorConstructor)(
     `Cannot lock ${name}: ${advice}: ${message}`,
