@@ -773,13 +773,26 @@ const OTHERS = {
 for (const [kind, code] of Object.entries(OTHERS)) {
   Deno.test(`3: a process that closes after its release leaves what the next one stages, with ${kind}`, async () => {
     using dir = scene();
-    // What it writes must all be there until it lets go of the lock.
+    // What it writes must all be there until it lets go of the lock, though the
+    // directory may vanish for a moment, see the README.
     const use = `
+      const there = async (attempt) => {
+        for (;;) {
+          try {
+            return attempt();
+          } catch (error) {
+            if (!(error instanceof Deno.errors.NotFound)) throw error;
+            await new Promise((resolve) => setTimeout(resolve, 1));
+          }
+        }
+      };
       let rounds = 0;
       const use = async (build) => {
         for (let i = 0; i < 10; i++) {
-          await Deno.writeTextFile(build + "/" + i, "");
-          const names = [...Deno.readDirSync(build)].length;
+          const names = await there(() => {
+            Deno.writeTextFileSync(build + "/" + i, "");
+            return [...Deno.readDirSync(build)].length;
+          });
           if (names !== i + 1) {
             console.log(names + " of " + (i + 1));
             Deno.exit(1);
