@@ -2,6 +2,7 @@ import { assert } from "@std/assert/assert";
 import { assertEquals } from "@std/assert/equals";
 import { assertRejects } from "@std/assert/rejects";
 import { assertThrows } from "@std/assert/throws";
+import { delay } from "@std/async/delay";
 import { resolve } from "@std/path/resolve";
 import { Dir, NAME, open, openTemp } from "../dir.ts";
 import {
@@ -381,6 +382,22 @@ for (const signal of [undefined, new AbortController().signal]) {
   );
 }
 
+Deno.test("a lock() whose own onWait closes its Dir does not wait in the operating system", async () => {
+  await using outer = await openTemp();
+  const path = resolve(outer.root, "cog.lock");
+  using holder = Deno.openSync(path, { write: true, create: true });
+  holder.lockSync(true);
+  const cog = await open(outer.projectDir);
+  let waits = 0;
+  using _ = replace(Deno.FsFile.prototype, "lock", () => {
+    waits++;
+    return Promise.resolve();
+  });
+  const waiter = cog.lock({ onWait: () => void cog.close() });
+  await assertRejects(() => waiter, Deno.errors.BadResource, "closed");
+  assertEquals(waits, 0);
+});
+
 Deno.test("waiters of a closed Dir leave the queue, and make no lock file", async () => {
   await using outer = await openTemp();
   const path = resolve(outer.root, "cog.lock");
@@ -429,11 +446,16 @@ Deno.test("tempPath() that is under way when its Dir closes rejects, and leaves 
   await using outer = await openTemp();
   const cog = await open(outer.projectDir);
   Deno.writeTextFileSync(await cog.filePath("build/file"), "");
+  const { remove } = Deno;
+  using _ = replace(Deno, "remove", async (path, options) => {
+    await delay(50); // a tree with many files
+    await remove(path, options);
+  });
   const scratch = cog.tempPath("build");
-  const closed = cog.close();
-  await assertRejects(() => scratch, Deno.errors.BadResource);
-  await closed;
+  const refused = assertRejects(() => scratch, Deno.errors.BadResource);
+  await cog.close();
   assertEquals(names(outer.root), [".gitignore"]);
+  await refused;
 });
 
 Deno.test("a lock() or tryLock() that is granted just as its Dir closes is not held", async () => {
@@ -710,6 +732,21 @@ Deno.test("3: a scratch that is replaced in the very instant of the close is put
   }
   assertEquals(names(outer.root), [".gitignore", "build"]);
   assertEquals(names(scratch), ["theirs"]);
+});
+
+Deno.test("3: a scratch that another closing process moves away by mistake, just as it is placed, is not swept", async () => {
+  await using cog = await openTemp();
+  const scratch = resolve(cog.root, "build");
+  const mistaken = resolve(cog.root, `.scratch-new-${crypto.randomUUID()}`);
+  const { renameSync } = Deno;
+  {
+    using _ = replace(Deno, "renameSync", (from, to) => {
+      renameSync(from, to);
+      if (to === scratch) renameSync(scratch, mistaken);
+    });
+    await cog.tempPath("build");
+  }
+  renameSync(mistaken, scratch); // as that process does, once it sees
 });
 
 Deno.test("3: a scratch whose making fails leaves what was there, and nothing of its own", async () => {

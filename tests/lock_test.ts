@@ -331,6 +331,29 @@ Deno.test(
   },
 );
 
+Deno.test("2: a wait with a signal asks after a fortieth of the time waited, 1 ms at least, 100 ms at most", async () => {
+  using dir = scene();
+  const path = resolve(dir.path, "x");
+  using holder = Deno.openSync(path, { write: true, create: true });
+  holder.lockSync(true);
+  const controller = new AbortController();
+  const times = [0, 0, 40, 400, 4000, 40_000]; // the first is the start
+  const pauses: (number | undefined)[] = [];
+  const { setTimeout } = globalThis;
+  using _now = replace(performance, "now", () => times.shift() ?? 0);
+  using _timer = replace(
+    globalThis,
+    "setTimeout",
+    ((handler: () => void, ms?: number) => {
+      pauses.push(ms);
+      if (times.length === 0) controller.abort();
+      return setTimeout(handler);
+    }) as typeof setTimeout,
+  );
+  await assertRejects(() => lock(path, controller), DOMException);
+  assertEquals(pauses, [1, 1, 10, 100, 100]);
+});
+
 Deno.test("2: waits for many files at once leave the process's other file operations alone", async () => {
   using dir = scene();
   const paths = Array.from({ length: 40 }, (_, i) => resolve(dir.path, `${i}`));
@@ -845,22 +868,25 @@ Deno.test("7: a file that may be opened but not looked at is refused, and nothin
   (await tryLock(path))!();
 });
 
-Deno.test("7: a file that seems to be another one each time can be given up", async () => {
+Deno.test("7: a file that seems to be another one each time is told of, and can be given up", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
   const { statSync } = Deno;
+  let calls = 0;
   {
     using _ = replace(
       Deno,
       "statSync",
       (path) => ({ ...statSync(path), ino: Math.random() }),
     );
+    const signal = AbortSignal.timeout(50);
     const error = await assertRejects(
-      () => lock(path, { signal: AbortSignal.timeout(50) }),
+      () => lock(path, { signal, onWait: () => calls++ }),
       DOMException,
     );
     assertEquals(error.name, "TimeoutError");
   }
+  assertEquals(calls, 1);
   (await tryLock(path))!();
 });
 
