@@ -90,7 +90,7 @@ export async function open(projectDir: string | URL): Promise<Dir> {
  * ```
  */
 export async function openTemp(): Promise<Dir> {
-  const project = resolve(Deno.makeTempDirSync({ prefix: "cog-" }));
+  const project = makeTemp();
   const dir = makeDir(project, true); // from here on, an exit removes it
   try {
     await makeRoot(project);
@@ -114,8 +114,9 @@ const KEY = Symbol();
  * A name that is absolute, begins with a drive letter, leaves the directory by
  * `..` or holds a NUL is refused, as is `cog.lock` in any case and all below
  * it, and a part of the form `.scratch-new-UUID` or `.scratch-old-UUID`; on
- * Windows also a part with a colon or `~1` in it, or with a dot or space at its
- * end, which may be another name there. Nothing on disk is touched then.
+ * Windows also a part with a colon or `~1` in it, with a dot or space at its
+ * end, or like `nul.txt` a device's, for it may be another name there. Nothing
+ * on disk is touched then.
  *
  * Once it is being closed, every method but `close` fails with
  * {@linkcode Deno.errors.BadResource}.
@@ -451,8 +452,10 @@ export class Dir implements AsyncDisposable {
     const parts = path.split(SEPARATOR).filter((part) => part && part !== ".");
     const reason = name.includes("\0")
       ? "holds a NUL"
-      : path.startsWith(SEPARATOR) || /^[a-z]:/i.test(name)
+      : path.startsWith(SEPARATOR)
       ? "is not relative"
+      : /^[a-z]:/i.test(name)
+      ? "begins with a drive letter"
       : parts[0] === ".."
       ? "leads outside"
       : parts[0]?.toLowerCase() === LOCK_NAME
@@ -475,8 +478,17 @@ export class Dir implements AsyncDisposable {
 // step that is quicker than a trip to the thread pool, and neither a close of
 // the same handle nor an exit can come in between two of them.
 
-/** Windows' other names for a file: streams, short names, ignored ends. */
-const ALIAS = /:|~\d|[. ]$/;
+/** Windows' other names: streams, short names, ignored ends, devices. */
+const ALIAS =
+  /:|~\d|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d¹²³]) *(\.|$)/i;
+
+function makeTemp(): string {
+  try {
+    return resolve(Deno.makeTempDirSync({ prefix: "cog-" }));
+  } catch (error) {
+    throw explained("Cannot make a temporary directory", error);
+  }
+}
 
 async function makeRoot(project: string): Promise<void> {
   const root = resolve(project, NAME);
