@@ -474,9 +474,9 @@ export class Dir implements AsyncDisposable {
   }
 }
 
-// From here on, all but the deleting of whole trees is synchronous: for a single
-// step that is quicker than a trip to the thread pool, and neither a close of
-// the same handle nor an exit can come in between two of them.
+// From here on, what does not make a project or delete whole trees is
+// synchronous: for a single step that is quicker than a trip to the thread pool,
+// and neither a close of the same handle nor an exit can come in between two.
 
 /** Windows' other names: streams, short names, ignored ends, devices. */
 const ALIAS =

@@ -512,7 +512,6 @@ for (
     await using holder = script(
       `await lock(args[0]); console.log("held"); ${code}`,
       [path],
-      undefined,
     );
     await holder.line();
     const waiter = await waiting(path);
