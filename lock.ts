@@ -65,8 +65,8 @@ export interface Release extends Disposable {
  * somebody holds the lock is not safe: the holder cannot be told, and the next
  * process makes a new file and locks that.
  *
- * Callers in one process get the lock in the order in which they asked for the
- * same path; between processes the operating system decides, unless the wait is
+ * Callers in one thread get the lock in the order in which they asked for the
+ * same path; between others the operating system decides, unless the wait is
  * polled: with a {@linkcode LockOptions.signal}, or beside two other waits of
  * this process. A process whose own callers queue without a gap may keep others
  * waiting meanwhile.
@@ -126,7 +126,9 @@ export async function lock(
       : signal ?? closing;
   };
   const release = await acquire(toPath(path), begin, signal ? poll : block);
-  return release!; // it waits
+  if (!signal?.aborted) return release!; // never null where it may wait
+  release!();
+  throw signal.reason;
 }
 
 /**
@@ -137,7 +139,7 @@ export async function lock(
  *
  * @param path The file to lock.
  * @returns The release, or `null` if anybody else, in this process or another,
- * holds the lock or, in this process, is waiting for it.
+ * holds the lock, or waits for it in this thread, or replaces the file just then.
  *
  * @throws What {@linkcode lock} throws where it cannot lock at all.
  *
@@ -189,7 +191,10 @@ async function acquire(
     }
     // flock(2) also locks a file that was deleted or replaced before it was
     // locked, where nobody else will look for it.
-    if (!isAt(name, file)) continue;
+    if (!isAt(name, file)) {
+      if (!begin) return null;
+      continue;
+    }
     // Closing frees it too, but Windows may take its time then.
     opened.defer(() => quietly(() => file.unlockSync()));
     entered.use(opened.move());
@@ -313,11 +318,13 @@ function openFile(name: string): Deno.FsFile {
 
 /** Whether the open `file` is the one that is at the path now. */
 function isAt(name: string, file: Deno.FsFile): boolean {
-  // No other file gets the inode number of an open one. The times are for
-  // Windows, where Deno rounds the numbers or has none: a new file may inherit
-  // the birth time of the one just deleted there, but not that of its last write.
+  // No other file gets the inode number of an open one. Where Deno rounds it or
+  // has none, as on Windows, a new file may inherit the birth time of the one
+  // just deleted, but not the time of its last write.
   const mark = ({ dev, ino, birthtime, mtime }: Deno.FileInfo) =>
-    `${dev} ${ino} ${birthtime?.getTime()} ${mtime?.getTime()}`;
+    Number.isSafeInteger(ino)
+      ? `${dev} ${ino}`
+      : `${dev} ${ino} ${birthtime?.getTime()} ${mtime?.getTime()}`;
   try {
     return mark(file.statSync()) === mark(Deno.statSync(name));
   } catch (error) {
