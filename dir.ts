@@ -50,7 +50,7 @@ const LOCK_NAME = "cog.lock";
  * import { open } from "@cog/dotcog/dir";
  *
  * await using cog = await open(".");
- * using _lock = await cog.lock();
+ * await cog.lock(); // until cog closes
  * const build = await cog.tempPath("build");
  * await Deno.writeTextFile(`${build}/artifact`, "staged");
  * ```
@@ -66,7 +66,8 @@ export async function open(projectDir: string | URL): Promise<Dir> {
 /**
  * Opens `.cog/` in a new temporary directory, which is removed with all that is
  * in it when the handle is closed, or at `Deno.exit()` or the end of the script,
- * but not where an uncaught error or a signal ends the process, or a worker ends.
+ * but not where an uncaught error or a signal ends the process. One made in a
+ * worker is certain to be removed only on close.
  *
  * Requires `--allow-read` and `--allow-write` for the system's temporary
  * directory.
@@ -212,13 +213,13 @@ export class Dir implements AsyncDisposable {
   /**
    * Makes an empty scratch directory. Whatever had its name is wiped first; it
    * is removed on close, or at `Deno.exit()` or the end of the script, but not
-   * where an uncaught error or a signal ends the process, or a worker ends.
-   * Parents are made and stay.
+   * where an uncaught error or a signal ends the process. One made in a worker
+   * is certain to be removed only on close. Parents are made and stay.
    *
    * On close it is removed only if it is still the directory that was made
    * here: one that somebody else made since under the same name is theirs and
-   * stays. Hold the lock while you use a scratch: without it, the next one who
-   * takes the same name wipes yours.
+   * stays. Hold the lock while you use a scratch, and best until this handle is
+   * closed: without it, the next one who takes the same name wipes yours.
    *
    * Deleting never follows a symbolic link: one that has the scratch's own name
    * is removed as a link, and one on the way there is refused. A wipe moves the
@@ -244,7 +245,7 @@ export class Dir implements AsyncDisposable {
    * import { openTemp } from "@cog/dotcog/dir";
    *
    * await using cog = await openTemp();
-   * using _lock = await cog.lock();
+   * await cog.lock(); // until cog closes
    * const build = await cog.tempPath("build");
    * await Deno.writeTextFile(`${build}/artifact`, "staged");
    * ```
@@ -578,8 +579,8 @@ function tryScratch(path: string, leftovers: string[]): () => string {
   Deno.mkdirSync(fresh);
   undo.defer(() => quietly(() => Deno.removeSync(fresh)));
   const made = Deno.lstatSync(fresh);
-  // As long as it is open, no other directory gets its inode number. Windows
-  // gives none twice, and would let nobody make an open one anew.
+  // As long as it is open, no other directory gets its inode number. NTFS gives
+  // none twice, and Windows would let nobody make an open one anew.
   const pin = Deno.build.os === "windows"
     ? undefined
     : undo.use(quietly(() => Deno.openSync(fresh)));

@@ -8,7 +8,7 @@
  * import { open } from "@cog/dotcog";
  *
  * await using cog = await open(".");
- * using _lock = await cog.lock();
+ * await cog.lock(); // until cog closes
  * const build = await cog.tempPath("build");
  * await Deno.writeTextFile(`${build}/artifact`, "staged");
  * ```

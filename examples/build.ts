@@ -20,7 +20,7 @@ const project = await Deno.realPath(
 );
 
 await using cog = await open(project);
-using _lock = await cog.lock({
+await cog.lock({
   onWait: () => console.log(`Waiting for another build in ${cog.projectDir}`),
 });
 
