@@ -330,7 +330,7 @@ export class Dir implements AsyncDisposable {
     const { signal, onWait } = options;
     // What lock.ts takes besides the public options.
     const wait = { signal, onWait, closing: this.#closing.signal };
-    return this.#hold(await lock(this.#lockFile, wait));
+    return this.#hold(await lock(this.#lockFile, wait), signal);
   }
 
   /**
@@ -407,11 +407,12 @@ export class Dir implements AsyncDisposable {
     return resolve(this.root, LOCK_NAME);
   }
 
-  /** Leaves the release to close, too; if this is closed by now, releases. */
-  #hold(release: Release): Release {
-    if (this.#closing.signal.aborted) {
+  /** Leaves the release to close, too; if it comes too late, releases. */
+  #hold(release: Release, signal?: AbortSignal): Release {
+    for (const end of [signal, this.#closing.signal]) {
+      if (!end?.aborted) continue;
       release();
-      throw this.#closing.signal.reason;
+      throw end.reason;
     }
     return this.#held = release;
   }
@@ -635,9 +636,9 @@ function moveAside(path: string, aside: string): void {
 /** Deletes quietly: others may do the same, and the next one tries again. */
 async function sweep(leftovers: string[]): Promise<void> {
   await Promise.allSettled(leftovers.map(async (path) => {
-    const recursive = /\.scratch-old-[-0-9a-f]+$/.test(path) ||
-      await isForgotten(path);
-    await Deno.remove(path, { recursive });
+    if (/\.scratch-old-[-0-9a-f]+$/.test(path) || await isForgotten(path)) {
+      await Deno.remove(path, { recursive: true });
+    }
   }));
 }
 

@@ -138,8 +138,8 @@ export async function lock(
  * Requires `--allow-read` and `--allow-write` for the file, as {@linkcode lock}.
  *
  * @param path The file to lock.
- * @returns The release, or `null` if anybody else, in this process or another,
- * holds the lock, or waits for it in this thread, or replaces the file just then.
+ * @returns The release, or `null` if anybody holds the lock, if somebody in this
+ * thread waits for it, or if the file is replaced just then.
  *
  * @throws What {@linkcode lock} throws where it cannot lock at all.
  *
