@@ -253,10 +253,10 @@ export class Dir implements AsyncDisposable {
   async tempPath(name: string): Promise<string> {
     const path = this.#resolve("make scratch", name, true);
     refuseLinks(this.root, path);
-    makePath(resolve(path, ".."));
+    const parent = makePath(resolve(path, ".."));
     // Listed before: what is there later may be this scratch, which another one
     // that closes has moved away by mistake and is about to put back.
-    const leftovers = findLeftovers(resolve(path, ".."));
+    const leftovers = findLeftovers(parent);
     const withdraw = makeScratch(path, leftovers);
     const swept = sweep(leftovers);
     this.#cleanups.defer(() => swept); // a close waits for it
