@@ -4,7 +4,15 @@ import { delay } from "@std/async/delay";
 import { resolve } from "@std/path/resolve";
 import { lock } from "../lock.ts";
 import { compare, type Contenders, perCall } from "./compare.ts";
-import { flock, has, Peer, scene, script, threads } from "./support.ts";
+import {
+  has,
+  HAS_PROC,
+  Peer,
+  scene,
+  script,
+  stranger,
+  threads,
+} from "./support.ts";
 
 const READ_WRITE = { read: true, write: true, create: true };
 const SIGNAL = () => AbortSignal.timeout(600_000);
@@ -37,14 +45,30 @@ compare("acquire + release, uncontended", "µs", 50, {
   "plain: open, lock, unlock, close": () => perCall(200, plain),
 });
 
+/** A way to hold the lock, and what its waiters do once they have it. */
+interface Queue {
+  hold: () => Disposable | Promise<Disposable>;
+  wait: () => Promise<void>;
+}
+const ours: Queue = {
+  hold: () => lock(path),
+  wait: async () => (await lock(path))(),
+};
+const bare: Queue = {
+  hold: () => {
+    const file = Deno.openSync(path, READ_WRITE);
+    file.lockSync(true);
+    return file;
+  },
+  wait: plain,
+};
+
 /** What `waiters` calls at once cost, each, from the release that starts them. */
 async function drain(
   waiters: number,
-  wait: () => Promise<unknown>,
+  { hold, wait }: Queue,
 ): Promise<number> {
-  const holder = Deno.openSync(path, READ_WRITE);
-  const release = wait === plain ? () => {} : await lock(path);
-  if (wait === plain) holder.lockSync(true);
+  const holder = await hold();
   const before = { threads: threads(), memory: Deno.memoryUsage().rss };
   const all = Array.from({ length: waiters }, wait);
   await delay(200);
@@ -53,28 +77,25 @@ async function drain(
     memory: (Deno.memoryUsage().rss - before.memory) / 2 ** 20,
   };
   const start = performance.now();
-  if (wait === plain) holder.unlockSync();
-  release();
+  holder[Symbol.dispose]();
   await Promise.all(all);
-  holder.close();
   return (performance.now() - start) * 1000 / waiters;
 }
 let most: { threads: number; memory: number };
 
-const queued = async () => (await lock(path))();
 compare("waiters of one process drained, per waiter", "µs", 5, {
-  "uncontended": () => perCall(1000, queued),
-  "1,000 waiters": () => drain(1000, queued),
-  "10,000 waiters": () => drain(10_000, queued),
-  "1,000 plain ones": () => drain(1000, plain),
+  "uncontended": () => perCall(1000, ours.wait),
+  "1,000 waiters": () => drain(1000, ours),
+  "10,000 waiters": () => drain(10_000, ours),
+  "1,000 plain ones": () => drain(1000, bare),
 });
 compare("threads that 1,000 waiters add", "", 3, {
-  "plain": async () => (await drain(1000, plain), most.threads),
-  "lock()": async () => (await drain(1000, queued), most.threads),
+  "plain": async () => (await drain(1000, bare), most.threads),
+  "lock()": async () => (await drain(1000, ours), most.threads),
 });
 compare("memory that 1,000 waiters add", "MiB", 3, {
-  "plain": async () => (await drain(1000, plain), most.memory),
-  "lock()": async () => (await drain(1000, queued), most.memory),
+  "plain": async () => (await drain(1000, bare), most.memory),
+  "lock()": async () => (await drain(1000, ours), most.memory),
 });
 
 const NOW = "performance.timeOrigin + performance.now()";
@@ -129,7 +150,7 @@ compare("hand-over from another process, after about a second", "ms", 30, hand);
 
 /** The share of one core that a process takes while it waits ten seconds. */
 async function cpu(code: string): Promise<number> {
-  await using holder = flock(path);
+  await using holder = stranger(path);
   await holder.line();
   await using waiter = script(
     `const onWait = () => console.log("waiting"); ${code}`,
@@ -146,7 +167,7 @@ async function cpu(code: string): Promise<number> {
   await holder.go();
   return share;
 }
-if (Deno.build.os === "linux" && has("flock")) {
+if (HAS_PROC) {
   compare("processor time while waiting, of one core", "%", 1, {
     "lock() with a signal": () =>
       cpu("await lock(args[0], { onWait, signal: AbortSignal.timeout(1e6) });"),
