@@ -12,6 +12,7 @@ import {
   has,
   HAS_PROC,
   isFree,
+  openFileAt,
   openFiles,
   Peer,
   replace,
@@ -708,14 +709,6 @@ Deno.test("6: the file is open for reading and writing", {
   const flags = parseInt(/^flags:\s+(\d+)$/m.exec(info)![1], 8);
   assertEquals(flags & 0o3, 2); // O_RDWR
 });
-
-function openFileAt(fd: string): string | undefined {
-  try {
-    return Deno.readLinkSync(`/proc/self/fd/${fd}`);
-  } catch {
-    return undefined;
-  }
-}
 
 Deno.test("6: a file that may only be read is locked all the same", async () => {
   using dir = scene();

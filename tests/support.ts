@@ -159,13 +159,17 @@ export function threads(): number {
 
 /** The files that this process has open, by their paths. */
 export function openFiles(): string[] {
-  return [...Deno.readDirSync("/proc/self/fd")].flatMap(({ name }) => {
-    try {
-      return [Deno.readLinkSync(`/proc/self/fd/${name}`)];
-    } catch {
-      return []; // the directory that was just read
-    }
-  });
+  return [...Deno.readDirSync("/proc/self/fd")]
+    .flatMap(({ name }) => openFileAt(name) ?? []);
+}
+
+/** The path of a descriptor: none for the directory that was just read. */
+export function openFileAt(fd: string): string | undefined {
+  try {
+    return Deno.readLinkSync(`/proc/self/fd/${fd}`);
+  } catch {
+    return undefined;
+  }
 }
 
 /** Settles as `promise` does, and fails instead of waiting for ever. */
