@@ -133,6 +133,7 @@ export class Dir implements AsyncDisposable {
   readonly #removals = new Map<string, () => string>();
   #closed: Promise<void> | undefined;
   #held: Release | undefined;
+  readonly #waits = new Set<(reason: Error) => void>();
 
   static {
     makeDir = (project, temporary) => new Dir(KEY, project, temporary);
@@ -144,11 +145,10 @@ export class Dir implements AsyncDisposable {
     }
     this.projectDir = project;
     this.root = resolve(project, NAME);
-    // How a close ends, the last line first: with the lock, after all cleanups,
-    // but before the directory it is in.
+    // How a close ends, the last line first.
+    this.#cleanups.defer(() => this.#held?.());
     this.#cleanups.defer(() => removeEventListener("unload", this.#removeNow));
     if (temporary) this.#removeOnClose(project, () => project);
-    this.#cleanups.defer(() => this.#held?.());
   }
 
   /**
@@ -297,10 +297,12 @@ export class Dir implements AsyncDisposable {
    * excludes every other handle, script and `cog` command on this project that
    * asks for it. Whatever {@linkcode lock} promises holds here.
    *
-   * If this handle is closed during the wait, the wait ends at once. But
-   * without a signal it is the operating system's, which keeps the process alive
-   * until the others let go, and gives it the lock then until the event loop
-   * turns: give a signal where that matters.
+   * If this handle closes during the wait, the promise rejects at once. But a
+   * wait without a signal goes on in the operating system: it keeps the process
+   * alive until the lock is free, and holds the lock then until the event loop
+   * turns. A synchronous call that needs the lock, such as
+   * `new Deno.Command("cog", { args: ["build"] }).outputSync()`, hangs after such
+   * a close. Use a signal if you may close while you wait.
    *
    * Requires `--allow-read` and `--allow-write` for the project.
    *
@@ -328,9 +330,25 @@ export class Dir implements AsyncDisposable {
   async lock(options: LockOptions = {}): Promise<Release> {
     this.#assertOpen("lock");
     const { signal, onWait } = options;
-    // What lock.ts takes besides the public options.
-    const wait = { signal, onWait, closing: this.#closing.signal };
-    return this.#hold(await lock(this.#lockFile, wait), signal);
+    const acquired = lock(this.#lockFile, {
+      signal: signal && AbortSignal.any([signal, this.#closing.signal]),
+      onWait: () => {
+        this.#assertOpen("lock");
+        onWait?.();
+        this.#assertOpen("lock");
+      },
+    });
+    const closed = Promise.withResolvers<never>();
+    this.#waits.add(closed.reject);
+    try {
+      const release = await Promise.race([acquired, closed.promise]);
+      return this.#hold(release, signal);
+    } catch (error) {
+      acquired.then((release) => release(), () => {});
+      throw error;
+    } finally {
+      this.#waits.delete(closed.reject);
+    }
   }
 
   /**
@@ -388,7 +406,9 @@ export class Dir implements AsyncDisposable {
   }
 
   async #close(): Promise<void> {
-    this.#closing.abort(this.#closedError("lock"));
+    const reason = this.#closedError("lock");
+    this.#closing.abort(reason);
+    for (const abandon of this.#waits) abandon(reason);
     await null; // a cleanup that calls close again gets this same promise
     await this.#cleanups.disposeAsync();
   }

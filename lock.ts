@@ -1,7 +1,6 @@
 /**
- * An exclusive lock on a file, for any file: flock(2), or LockFileEx on
- * Windows, so that it excludes every other program that uses those on the same
- * file, `flock(1)`, Python's `fcntl.flock` and Go among them.
+ * An exclusive lock on any file, shared with every other program that uses
+ * flock(2), or LockFileEx on Windows.
  *
  * ```ts
  * import { lock } from "@cog/dotcog/lock";
@@ -17,38 +16,41 @@
  * @module
  */
 
-import { abortable } from "@std/async/abortable";
 import { delay } from "@std/async/delay";
-import { fromFileUrl } from "@std/path/from-file-url";
-import { resolve } from "@std/path/resolve";
+import { quietly } from "./_error.ts";
+import { isCurrent, openFile, refused, tryFile } from "./_lock_file.ts";
+import { toPath } from "./_path.ts";
 
 /** How {@linkcode lock} waits. */
 export interface LockOptions {
   /**
-   * Abandons the wait when it is aborted. Nothing of the wait is left behind,
-   * and nothing stays attached to the signal once the lock is acquired.
+   * Abandons the wait when it is aborted.
    *
-   * With a signal, a wait for another process is polled, because a wait in the
-   * operating system cannot be abandoned: it asks again after a fortieth of the
-   * time waited so far, but after 1 ms at least and 100 ms at most. So it has no
-   * place in the system's queue: beside processes that wait there and leave no
-   * pause between them, it may wait for long.
+   * After giving up, the wait leaves nothing behind, and the script can exit.
+   *
+   * The operating system wakes a waiter without a signal at once. But nothing
+   * can cancel that wait, so waiters with a signal poll: they try again after a
+   * fortieth of the time waited, 1 ms at least and 100 ms at most. Beside
+   * processes that always have a waiter in the operating system, a poller may
+   * starve. If anybody in this thread waits for the same path without a signal,
+   * all of them have the quick wait.
    */
   signal?: AbortSignal;
 
   /**
-   * Called once, before the wait, if the lock was not free at once: the place
-   * to tell the user what the program is waiting for.
+   * Called once if the lock is still not free after `lock()` has returned its
+   * promise: the place to say what the program waits for.
+   *
+   * If it throws, `lock()` rejects with that error.
    */
   onWait?: () => void;
 }
 
 /**
- * Releases a lock: call it, or hold it with `using`. It returns at once, never
- * throws, and does nothing from the second time on.
+ * Releases a lock, by a call or by `using`.
  *
- * A release that is dropped without being called leaves the lock held until
- * the process ends; the end of the process frees it, however it comes about.
+ * It returns at once and never throws. A second call does nothing. If it is
+ * never called, the lock is held until the process ends, however that happens.
  */
 export interface Release extends Disposable {
   /** Releases the lock. */
@@ -56,44 +58,49 @@ export interface Release extends Disposable {
 }
 
 /**
- * Acquires the exclusive lock on a file, waiting for as long as it takes. The
- * file is created if it is missing, as the umask says, and stays; it is never
- * written to. Its directory must exist.
+ * Acquires the exclusive lock on a file, and waits until it is free.
  *
- * After a wait the lock is certain to be on the file that is at the path then,
- * also where that was deleted or replaced meanwhile. Deleting the file while
- * somebody holds the lock is not safe: the holder cannot be told, and the next
- * process makes a new file and locks that.
+ * The file is created if missing, with default permissions. It is never written
+ * to and never deleted. Its directory must exist.
  *
- * Callers in one thread get the lock in the order in which they asked for the
- * same path; between others the operating system decides, unless the wait is
- * polled: with a {@linkcode LockOptions.signal}, or beside two other waits of
- * this process. A process whose own callers queue without a gap may keep others
- * waiting meanwhile.
+ * Callers in one thread get the lock in the order in which they asked. The
+ * operating system decides between threads and processes. A process that has
+ * had the lock for 100 ms on end leaves it free for about 10 ms before its next
+ * caller gets it, so that other programs get in.
  *
- * The lock is advisory: it excludes only those who ask for it. (On Windows,
- * nobody can read or write the file while it is locked, though.) Holding it
- * twice is not possible, not even in one process: the second call waits for
- * the first one's release.
+ * If the lock file is deleted or replaced during the wait, the lock is on the
+ * new file. Do not delete the file while somebody holds the lock: the next
+ * process creates a new file and locks that.
  *
- * Requires `--allow-read` and `--allow-write` for the file, and where it really
- * is if the path leads there by a symbolic link. With no more than
- * `--allow-read`, or on a file that may not be written, it locks what exists.
+ * The lock is advisory: it excludes only programs that ask for it. It is not
+ * reentrant: a second call waits for the first one's release, in one process
+ * too.
+ *
+ * A wait without a signal may be granted while the event loop is busy. The lock
+ * then stands idle until the loop turns. At most two such waits per thread stand
+ * in the operating system at a time, and others poll, since each takes up a
+ * thread of Deno's pool for file operations. A signal cannot interrupt a file
+ * system that hangs in a system call.
+ *
+ * On Windows nobody can read or write the file while it is locked.
+ *
+ * Requires `--allow-read` and `--allow-write` for the file, and for the target
+ * of a symbolic link. `--allow-read` is enough for a file that exists.
  *
  * @param path The file to lock.
- * @param options The signal that abandons the wait, and whom to tell of it.
+ * @param options The signal that abandons the wait, and a call to announce it.
  * @returns The release.
  *
- * @throws {TypeError} If `path` is a URL of another scheme than `file:` or has
- * a NUL in it.
- * @throws {Deno.errors.NotFound} If the directory of the file is missing, or
- * is deleted while this waits.
- * @throws {Deno.errors.IsADirectory} If `path` is a directory; on Windows it
- * is whatever error the platform has for that.
- * @throws {Deno.errors.PermissionDenied} If the file may not be opened, and
- * {@linkcode Deno.errors.NotCapable} if Deno may not; a file system without
- * locks gives whatever error the platform has for it.
- * @throws The signal's own `reason`, once the signal is aborted.
+ * @throws {TypeError} If `path` is a URL that is not a `file:` URL, or contains
+ * a NUL.
+ * @throws {Deno.errors.NotFound} If the directory of the file is missing.
+ * @throws {Deno.errors.IsADirectory} If `path` is a directory. On Windows, a
+ * platform-specific error.
+ * @throws {Deno.errors.PermissionDenied} If the user may not open the file.
+ * @throws {Deno.errors.NotCapable} If Deno may not open it.
+ * @throws {Error} A platform-specific error if the file system has no locks or
+ * the file cannot be opened for another reason.
+ * @throws The signal's `reason`, if it is aborted before the lock is acquired.
  *
  * @example Usage
  * ```ts
@@ -114,34 +121,28 @@ export async function lock(
   path: string | URL,
   options: LockOptions = {},
 ): Promise<Release> {
-  const { signal, onWait, closing }: Wait = options;
+  const { signal } = options;
   signal?.throwIfAborted();
-  let told = false;
-  const begin = () => {
-    if (!told) onWait?.();
-    told = true;
-    // Only for a wait: Deno 2.7 never forgets a signal that was made so.
-    return signal && closing
-      ? AbortSignal.any([signal, closing])
-      : signal ?? closing;
-  };
-  const release = await acquire(toPath(path), begin, signal ? poll : block);
-  if (!signal?.aborted) return release!; // never null where it may wait
-  release!();
+  const file = toPath(path);
+  const taken = mustGiveWay(file) ? undefined : take(file);
+  const release = await (taken ?? wait(file, options));
+  if (!signal?.aborted) return release;
+  release();
   throw signal.reason;
 }
 
 /**
- * Acquires the exclusive lock on a file if it is free, as {@linkcode lock}
- * does, and never waits.
+ * Acquires the exclusive lock on a file if it is free, and never waits.
+ *
+ * It differs from {@linkcode lock} in nothing else.
  *
  * Requires `--allow-read` and `--allow-write` for the file, as {@linkcode lock}.
  *
  * @param path The file to lock.
  * @returns The release, or `null` if anybody holds the lock, if somebody in this
- * thread waits for it, or if the file is replaced just then.
+ * thread waits for it, or if the file is replaced at this moment.
  *
- * @throws What {@linkcode lock} throws where it cannot lock at all.
+ * @throws What {@linkcode lock} throws if the file cannot be locked at all.
  *
  * @example Usage
  * ```ts
@@ -156,91 +157,204 @@ export async function lock(
  * await Deno.remove(path);
  * ```
  */
+// deno-lint-ignore require-await -- so that errors reject, as the signature says
 export async function tryLock(path: string | URL): Promise<Release | null> {
-  return await acquire(toPath(path));
+  return take(toPath(path)) ?? null;
 }
 
-/** What another module of this package may pass besides. */
-interface Wait extends LockOptions {
-  /** Ends the wait as `signal` does, but does not make it a polled one. */
-  closing?: AbortSignal;
-}
-
-/** Called before each wait: tells of the first one, and gives what may end it. */
-type Begin = () => AbortSignal | undefined;
-
-/**
- * The one way to the lock: in turn among those of this process, then among all.
- * Without a `begin` it never waits, and gives `null` where the lock is taken.
- */
-async function acquire(
-  name: string,
-  begin?: Begin,
-  wait = poll,
-): Promise<Release | null> {
-  if (!await enter(name, begin)) return null;
-  using entered = new DisposableStack();
-  entered.defer(() => leave(name));
-  // The pause is for file systems that give a file another number each time.
-  for (;; await delay(1, { signal: begin?.() })) {
-    using opened = new DisposableStack();
-    const file = opened.use(openFile(name));
-    if (!tryFile(name, file)) {
-      if (!begin) return null;
-      await wait(name, file, begin());
-    }
-    // flock(2) also locks a file that was deleted or replaced before it was
-    // locked, where nobody else will look for it.
-    if (!isAt(name, file)) {
-      if (!begin) return null;
-      continue;
-    }
-    // Closing frees it too, but Windows may take its time then.
-    opened.defer(() => quietly(() => file.unlockSync()));
-    entered.use(opened.move());
-    const held = entered.move();
-    const release = () => held.dispose();
-    return Object.assign(release, { [Symbol.dispose]: release });
-  }
-}
-
-/**
- * A path is here while somebody in this process holds its lock or is the one
- * who asks the operating system for it; the others wait in the queue, in order.
- */
-const queues = new Map<string, Array<() => void>>();
-
-/**
- * Waits to be the one of this process who asks the operating system. Without a
- * `begin` it does not wait, and says whether it is the one.
- */
-async function enter(name: string, begin?: Begin): Promise<boolean> {
-  const queue = queues.get(name);
-  if (!queue) {
-    queues.set(name, []);
-    return true;
-  }
-  if (!begin) return false;
-  const { promise: turn, resolve: call } = Promise.withResolvers<void>();
-  queue.push(call);
+/** Takes the lock if nobody holds it and nobody in this thread waits for it. */
+function take(path: string): Release | undefined {
+  if (queues.has(path)) return undefined;
+  const file = openFile(path);
+  let taken = false;
   try {
-    const end = begin();
-    await (end ? abortable(turn, end) : turn);
-    end?.throwIfAborted();
-    return true;
-  } catch (error) {
-    const place = queue.indexOf(call);
-    if (place >= 0) queue.splice(place, 1);
-    else leave(name); // called and aborted in one go: the next one's turn
-    throw error;
+    taken = tryFile(path, file) && isCurrent(path, file);
+  } finally {
+    if (!taken) file.close();
+  }
+  return taken ? new Queue(path).hold(file) : undefined;
+}
+
+/** Waits in the queue of this thread, which asks the operating system. */
+async function wait(
+  path: string,
+  { signal, onWait }: LockOptions,
+): Promise<Release> {
+  const queue = queues.get(path) ?? new Queue(path);
+  const waiter = {
+    ...Promise.withResolvers<Release>(),
+    onWait,
+    canGiveUp: signal !== undefined,
+  };
+  // A signal of its own, since a new listener is compared with all earlier ones.
+  const aborted = signal && AbortSignal.any([signal]);
+  const abandon = () => queue.fail(waiter, aborted?.reason);
+  aborted?.addEventListener("abort", abandon);
+  queue.join(waiter);
+  try {
+    return await waiter.promise;
+  } finally {
+    aborted?.removeEventListener("abort", abandon);
   }
 }
 
-/** Lets the next one of this process ask. */
-function leave(name: string): void {
-  const call = queues.get(name)?.shift();
-  if (call) call();
-  else queues.delete(name);
+interface Waiter extends PromiseWithResolvers<Release> {
+  onWait: (() => void) | undefined;
+  canGiveUp: boolean;
+}
+
+/** The queues whose lock this thread holds or waits for, by path. */
+const queues = new Map<string, Queue>();
+
+/**
+ * All callers of this thread who want the lock on one path. The wait belongs to
+ * the queue: it asks once, and whoever is first when the lock comes gets it.
+ */
+class Queue {
+  readonly #path: string;
+  /** In the order in which they asked. */
+  readonly #waiters = new Set<Waiter>();
+  /** One iterator for good: each new one steps over all who have left. */
+  readonly #turns = this.#waiters.values();
+  /** Those who cannot give up, once they know of the wait. */
+  readonly #patient = new Set<Waiter>();
+  #held: Release | undefined;
+  #opened: Disposable | undefined;
+  #pausing: AbortController | undefined;
+  #gaveWay: Promise<void> | undefined;
+
+  constructor(path: string) {
+    this.#path = path;
+    queues.set(path, this);
+  }
+
+  /** Holds the lock on `file` until the release. */
+  hold(file: Deno.FsFile): Release {
+    const since = isAgain(this.#path) ? last.since : performance.now();
+    const release = () => {
+      if (this.#held !== release) return;
+      this.#held = undefined;
+      // Closing frees it too, but on Windows that may take a while.
+      quietly(() => file.unlockSync());
+      file.close();
+      last = { path: this.#path, since, until: performance.now() };
+      if (this.#waiters.size > 0) this.#serve();
+      else queues.delete(this.#path);
+    };
+    return this.#held = Object.assign(release, { [Symbol.dispose]: release });
+  }
+
+  join(waiter: Waiter): void {
+    this.#waiters.add(waiter);
+    if (this.#waiters.size === 1 && !this.#held) this.#serve();
+    this.#announce(waiter);
+  }
+
+  fail(waiter: Waiter, reason: unknown): void {
+    waiter.reject(reason);
+    this.#leave(waiter);
+  }
+
+  #leave(waiter: Waiter): void {
+    if (!this.#waiters.delete(waiter)) return;
+    this.#patient.delete(waiter);
+    this.#look();
+    if (this.#waiters.size > 0 || this.#held) return;
+    queues.delete(this.#path);
+    this.#opened?.[Symbol.dispose]();
+  }
+
+  /** Calls `onWait`, unless the wait was only to give way and is over. */
+  async #announce(waiter: Waiter): Promise<void> {
+    await this.#gaveWay;
+    if (!this.#waiters.has(waiter)) return;
+    try {
+      waiter.onWait?.();
+    } catch (error) {
+      this.fail(waiter, error);
+    }
+    if (waiter.canGiveUp || !this.#waiters.has(waiter)) return;
+    this.#patient.add(waiter);
+    this.#look();
+  }
+
+  /** Gets the lock, and grants it to whoever is first by then. */
+  async #serve(): Promise<void> {
+    if (mustGiveWay(this.#path)) await (this.#gaveWay = this.#giveWay());
+    while (this.#waiters.size > 0) {
+      using opened = new DisposableStack();
+      this.#opened = opened;
+      try {
+        const file = opened.use(openFile(this.#path));
+        if (!tryFile(this.#path, file)) await this.#wait(file);
+        if (this.#waiters.size === 0) return;
+        if (isCurrent(this.#path, file)) {
+          opened.move();
+          return this.#grant(file);
+        }
+        opened.dispose();
+        await this.#pause(1); // some file systems show another file each time
+      } catch (error) {
+        const first = this.#turns.next().value;
+        if (first) this.fail(first, error);
+      }
+    }
+  }
+
+  /** Waits for the lock while anybody here wants it. */
+  async #wait(file: Deno.FsFile): Promise<void> {
+    const start = performance.now();
+    do {
+      if (this.#patient.size > 0 && blocked < MAX_BLOCKED) {
+        return await this.#block(file);
+      }
+      // A freed lock stands idle for at most a fortieth of the wait, or 1 ms.
+      const waited = performance.now() - start;
+      await this.#pause(Math.min(Math.max(waited / 40, 1), 100));
+    } while (this.#waiters.size > 0 && !tryFile(this.#path, file));
+  }
+
+  #grant(file: Deno.FsFile): void {
+    const release = this.hold(file);
+    const first = this.#turns.next().value;
+    if (!first) return release();
+    first.resolve(release);
+    this.#leave(first);
+  }
+
+  /**
+   * Waits in the operating system, which wakes its waiters at once and in turn.
+   * Deno cannot cancel that wait, not even by closing the file:
+   * https://github.com/denoland/deno/issues/31342
+   */
+  async #block(file: Deno.FsFile): Promise<void> {
+    blocked++;
+    try {
+      await file.lock(true);
+    } catch (error) {
+      throw refused(this.#path, error);
+    } finally {
+      blocked--;
+      for (const queue of queues.values()) queue.#look();
+    }
+  }
+
+  async #giveWay(): Promise<void> {
+    const end = performance.now() + 10;
+    while (this.#waiters.size > 0 && performance.now() < end) {
+      await this.#pause(end - performance.now());
+    }
+  }
+
+  /** Ends early when there is something new to look at. */
+  async #pause(ms: number): Promise<void> {
+    this.#pausing = new AbortController();
+    await delay(ms, this.#pausing).catch(() => {});
+  }
+
+  #look(): void {
+    this.#pausing?.abort();
+  }
 }
 
 /**
@@ -252,111 +366,15 @@ function leave(name: string): void {
 const MAX_BLOCKED = 2;
 let blocked = 0;
 
-/**
- * Waits in the operating system, which wakes its waiters at once and in turn.
- * But Deno cannot cancel that wait, not even by closing the file
- * (https://github.com/denoland/deno/issues/31342): after `end` it goes on alone,
- * keeps the process alive until the others let go, and then has the lock until
- * the event loop turns. So a wait that the caller may abandon is polled instead.
- */
-async function block(
-  name: string,
-  file: Deno.FsFile,
-  end: AbortSignal | undefined,
-): Promise<void> {
-  if (blocked >= MAX_BLOCKED) return await poll(name, file, end);
-  end?.throwIfAborted(); // onWait may have aborted it
-  blocked++;
-  const locked = file.lock(true).finally(() => blocked--);
-  try {
-    await (end ? abortable(locked, end) : locked);
-  } catch (error) {
-    throw end?.aborted ? error : refused(name, error);
-  }
+/** The lock that was released last, and since when it was held on end. */
+let last = { path: "", since: 0, until: 0 };
+
+/** Whether others had no time to get the lock since it was released. */
+function isAgain(path: string): boolean {
+  return path === last.path && performance.now() - last.until < 1;
 }
 
-/**
- * Asks less often the longer it waits: so a freed lock stands idle for at most a
- * fortieth of the wait (or 1 ms), and ten seconds of waiting take less than a
- * hundredth of one core's time.
- */
-async function poll(
-  name: string,
-  file: Deno.FsFile,
-  end: AbortSignal | undefined,
-): Promise<void> {
-  const start = performance.now();
-  do {
-    const waited = performance.now() - start;
-    await delay(Math.min(Math.max(waited / 40, 1), 100), { signal: end });
-  } while (!tryFile(name, file));
-}
-
-function tryFile(name: string, file: Deno.FsFile): boolean {
-  try {
-    return file.tryLockSync(true);
-  } catch (error) {
-    throw refused(name, error);
-  }
-}
-
-/**
- * Opens the file for writing too, though nothing is ever written: NFSv4 refuses
- * an exclusive lock on a file that is open for reading only.
- */
-function openFile(name: string): Deno.FsFile {
-  try {
-    return Deno.openSync(name, { read: true, write: true, create: true });
-  } catch (error) {
-    // Opening a pipe for reading only would wait for somebody to write to it.
-    const readable = quietly(() => Deno.statSync(name))?.isFile &&
-      quietly(() => Deno.openSync(name));
-    if (readable) return readable;
-    throw refused(name, error);
-  }
-}
-
-/** Whether the open `file` is the one that is at the path now. */
-function isAt(name: string, file: Deno.FsFile): boolean {
-  // No other file gets the inode number of an open one. Where Deno rounds it or
-  // has none, as on Windows, a new file may inherit the birth time of the one
-  // just deleted, but not the time of its last write.
-  const mark = ({ dev, ino, birthtime, mtime }: Deno.FileInfo) =>
-    Number.isSafeInteger(ino)
-      ? `${dev} ${ino}`
-      : `${dev} ${ino} ${birthtime?.getTime()} ${mtime?.getTime()}`;
-  try {
-    return mark(file.statSync()) === mark(Deno.statSync(name));
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw refused(name, error);
-  }
-}
-
-/** The same class of error, saying what was tried and what to do. */
-function refused(name: string, error: unknown): Error {
-  const { constructor, message } = error as Error;
-  const advice = error instanceof Deno.errors.NotFound
-    ? "its directory is missing, or was deleted meanwhile: make it first"
-    : quietly(() => Deno.statSync(name))?.isDirectory
-    ? "it is a directory: name a file in it"
-    : error instanceof TypeError
-    ? "no file can have such a name"
-    : "it must be a file that may be opened, where the file system has locks";
-  return new (constructor as ErrorConstructor)(
-    `Cannot lock ${name}: ${advice}: ${message}`,
-    { cause: error },
-  );
-}
-
-function toPath(path: string | URL): string {
-  return resolve(path instanceof URL ? fromFileUrl(path) : path);
-}
-
-function quietly<T>(attempt: () => T): T | undefined {
-  try {
-    return attempt();
-  } catch {
-    return undefined;
-  }
+/** Whether it is time for others: they may only try from time to time. */
+function mustGiveWay(path: string): boolean {
+  return isAgain(path) && last.until - last.since >= 100;
 }

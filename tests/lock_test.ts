@@ -7,11 +7,15 @@ import { lock, type LockOptions, type Release, tryLock } from "../lock.ts";
 import {
   blocked,
   CAN_LINK,
+  CAN_MOUNT,
+  countWaits,
   exists,
   flock,
   has,
   HAS_PROC,
+  HAS_STRACE,
   isFree,
+  onTmpfs,
   openFileAt,
   openFiles,
   Peer,
@@ -22,12 +26,11 @@ import {
   stranger,
   threads,
   until,
+  WINDOWS,
 } from "./support.ts";
 
 const HAS_FLOCK = has("flock");
 const HAS_PYTHON = has("python3");
-const HAS_STRACE = HAS_PROC && has("strace"); // Git for Windows has another
-const WINDOWS = Deno.build.os === "windows";
 
 /** A lock file that a stranger holds, until it is let go or killed. */
 async function taken(): Promise<
@@ -41,7 +44,7 @@ async function taken(): Promise<
   return { path, holder, [Symbol.asyncDispose]: () => stack.disposeAsync() };
 }
 
-/** A wait that is under way, and what becomes of it. */
+/** A wait that is under way, and how often `onWait` was called. */
 async function waiting(
   path: string,
   options: LockOptions = {},
@@ -59,7 +62,10 @@ async function waiting(
   return { lock: waiter, calls: () => calls };
 }
 
-// What the surface says
+/** A signal that nobody aborts. */
+const endless = () => new AbortController().signal;
+
+// The file
 
 Deno.test("lock() creates the file, and leaves it there", async () => {
   using dir = scene();
@@ -93,7 +99,7 @@ Deno.test("lock() takes a file URL with percent-escapes", async () => {
   assertEquals(isFree(resolve(dir.path, "a é%.lock")), false);
 });
 
-Deno.test("lock() refuses a URL that is no file", async () => {
+Deno.test("lock() refuses a URL that is not a file", async () => {
   await assertRejects(() => lock(new URL("https://example.com/x")), TypeError);
   await assertRejects(
     () => tryLock(new URL("https://example.com/x")),
@@ -111,6 +117,26 @@ Deno.test("lock() rejects with the signal's reason if it is aborted already, and
   assertEquals(exists(path), false);
 });
 
+Deno.test("lock() takes a relative path from the working directory of the call", async () => {
+  using dir = scene();
+  await using child = script(
+    `Deno.chdir(args[0]);
+     const release = await lock("x.lock");
+     const waiter = lock("./x.lock");
+     Deno.mkdirSync("other");
+     Deno.chdir("other");
+     release();
+     await waiter;
+     console.log([...Deno.readDirSync(".")].length);
+     await heard();`,
+    [dir.path],
+  );
+  assertEquals(await child.line(), "0");
+  assertEquals(isFree(resolve(dir.path, "x.lock")), false);
+});
+
+// onWait
+
 Deno.test("lock() does not call onWait for a lock that is free", async () => {
   using dir = scene();
   let calls = 0;
@@ -118,28 +144,18 @@ Deno.test("lock() does not call onWait for a lock that is free", async () => {
   assertEquals(calls, 0);
 });
 
-Deno.test("lock() calls onWait once, behind its own process and then another", async () => {
+Deno.test("lock() calls onWait once, after it has returned its promise", async () => {
   await using it = await taken();
-  let calls = 0;
-  const first = await waiting(it.path, {
-    signal: new AbortController().signal,
-  });
-  const second = lock(it.path, { onWait: () => calls++ });
-  assertEquals(calls, 1);
+  const calls: string[] = [];
+  const first = lock(it.path, { onWait: () => calls.push("first") });
+  const second = lock(it.path, { onWait: () => calls.push("second") });
+  assertEquals(calls, []); // behind another process, and behind this one
+  await until(() => calls.length > 0);
+  assertEquals(calls, ["first", "second"]);
   await it.holder.go();
-  (await soon(first.lock))();
+  (await soon(first))();
   (await soon(second))();
-  assertEquals(calls, 1);
-});
-
-Deno.test("lock() rejects if its signal is aborted before it settles, though the lock is free", async () => {
-  using dir = scene();
-  const path = resolve(dir.path, "x");
-  const controller = new AbortController();
-  const abandoned = lock(path, controller);
-  controller.abort("reason");
-  assertEquals(await abandoned.catch((reason) => reason), "reason");
-  (await tryLock(path))!();
+  assertEquals(calls.length, 2);
 });
 
 Deno.test("lock() rejects with what onWait throws, and lets the next one in", async () => {
@@ -155,39 +171,182 @@ Deno.test("lock() rejects with what onWait throws, and lets the next one in", as
   (await soon(next))();
 });
 
-Deno.test("tryLock() gives null where this process holds the lock or waits for it", async () => {
+Deno.test("lock() whose onWait throws does not wait in the operating system", {
+  ignore: !HAS_PROC,
+}, async () => {
+  await using it = await taken();
+  const onWait = () => {
+    throw new RangeError("from onWait");
+  };
+  await assertRejects(() => lock(it.path, { onWait }), RangeError);
+  const { promise: told, resolve: tell } = Promise.withResolvers<void>();
+  const controller = new AbortController();
+  const next = lock(it.path, { signal: controller.signal, onWait: tell });
+  await soon(told);
+  assertEquals(blocked(Deno.pid), 0);
+  controller.abort("enough");
+  assertEquals(await next.catch((reason) => reason), "enough");
+});
+
+Deno.test("lock() whose onWait aborts, and locks again, leaves the queue as it should", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
-  const release = await tryLock(path);
+  const release = await lock(path);
+  const controller = new AbortController();
+  let inner: Promise<Release> | undefined;
+  const outer = lock(path, {
+    signal: controller.signal,
+    onWait() {
+      controller.abort("in onWait");
+      release();
+      inner = lock(path);
+      throw new Error("too late to count");
+    },
+  });
+  assertEquals(await outer.catch((reason) => reason), "in onWait");
+  assert(inner);
+  const held = await soon(inner);
   assertEquals(await tryLock(path), null);
-  const next = lock(path);
-  release!();
-  assertEquals(await tryLock(path), null);
-  (await next)();
+  held();
+  (await tryLock(path))!();
+});
+
+// The signal
+
+Deno.test("lock() rejects if its signal is aborted before it settles, though the lock is free", async () => {
+  using dir = scene();
+  const path = resolve(dir.path, "x");
+  const controller = new AbortController();
+  const abandoned = lock(path, controller);
+  controller.abort("reason");
+  assertEquals(await abandoned.catch((reason) => reason), "reason");
   (await tryLock(path))!();
 });
 
 Deno.test(
-  "tryLock() gives null where another process holds the lock, at once",
+  "lock() that is abandoned leaves no open file, no thread, and no lock held by nobody",
+  {
+    ignore: !HAS_PROC,
+  },
   async () => {
     await using it = await taken();
-    assertEquals(await tryLock(it.path), null);
-    it.holder.go();
+    const before = { threads: threads(), files: openFiles() };
+    for (let i = 0; i < 20; i++) {
+      const controller = new AbortController();
+      const waiter = await waiting(it.path, { signal: controller.signal });
+      assertEquals(openFiles().includes(it.path), true);
+      controller.abort(i);
+      assertEquals(await waiter.lock.catch((reason) => reason), i);
+      assertEquals(openFiles(), before.files);
+    }
+    assert(threads() <= before.threads + 1, `${threads()} threads`);
+    await it.holder.go();
     await it.holder.ended();
-    (await tryLock(it.path))!();
+    assertEquals(isFree(it.path), true);
   },
 );
 
-// 1. One way in
+Deno.test(
+  "lock() that is abandoned lets the script end at once, although the other process keeps the lock",
+  async () => {
+    await using it = await taken();
+    await using child = script(
+      `await lock(args[0], { signal: AbortSignal.timeout(100) })
+       .catch((error) => console.log(error.name));`,
+      [it.path],
+    );
+    assertEquals(await child.line(), "TimeoutError");
+    assertEquals((await child.ended()).code, 0);
+    assertEquals(isFree(it.path), false);
+  },
+);
 
-Deno.test("1: waiters of one process get the lock in the order in which they asked", async () => {
+Deno.test(
+  "lock() that has settled leaves nothing on the signal: a long timeout does not keep the script alive",
+  async () => {
+    await using it = await taken();
+    await using child = script(
+      `const signal = AbortSignal.timeout(600_000);
+     (await lock(args[0] + "2", { signal }))();
+     const onWait = () => console.log("waiting");
+     (await lock(args[0], { signal, onWait }))();
+     const first = await lock(args[0]);
+     const second = lock(args[0], { signal });
+     first();
+     (await second)();`,
+      [it.path],
+    );
+    await child.line();
+    await it.holder.go();
+    assertEquals((await child.ended()).code, 0);
+  },
+);
+
+Deno.test("lock() leaves no listener on a signal, however the wait ends", async () => {
+  using dir = scene();
+  const path = resolve(dir.path, "x");
+  const { signal } = new AbortController();
+  let listeners = 0;
+  const { addEventListener, removeEventListener } = signal;
+  signal.addEventListener = (...args: unknown[]) => {
+    listeners++;
+    addEventListener.apply(signal, args as never);
+  };
+  signal.removeEventListener = (...args: unknown[]) => {
+    listeners--;
+    removeEventListener.apply(signal, args as never);
+  };
+  const release = await lock(path, { signal });
+  const granted = lock(path, { signal });
+  const thrown = lock(path, {
+    signal,
+    onWait() {
+      throw new RangeError("from onWait");
+    },
+  });
+  await assertRejects(() => thrown, RangeError);
+  release();
+  (await granted)();
+  assertEquals(listeners, 0);
+});
+
+Deno.test("lock() with a signal asks after a fortieth of the time waited, 1 ms at least, 100 ms at most", async () => {
+  using dir = scene();
+  const path = resolve(dir.path, "x");
+  using holder = Deno.openSync(path, { write: true, create: true });
+  holder.lockSync(true);
+  const controller = new AbortController();
+  const { signal } = controller;
+  const waiter = await waiting(path, { signal });
+  const pauses: number[] = [];
+  const { setTimeout } = globalThis;
+  const start = performance.now();
+  let waited = 0;
+  using _now = replace(performance, "now", () => start + waited);
+  using _timer = replace(
+    globalThis,
+    "setTimeout",
+    ((handler: () => void, ms: number) => {
+      pauses.push(ms);
+      waited = [40, 400, 4000, 40_000][pauses.length - 1] ?? waited;
+      if (pauses.length === 5) controller.abort();
+      return setTimeout(handler);
+    }) as typeof setTimeout,
+  );
+  await assertRejects(() => waiter.lock, DOMException);
+  assertEquals(pauses, [1, 1, 10, 100, 100]);
+});
+
+// The queue of one thread
+
+Deno.test("lock() calls of one process get the lock in the order in which they asked", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
   const release = await lock(path);
   const order: number[] = [];
   const waiters = Array.from({ length: 50 }, async (_, i) => {
-    const name = i % 2 ? path : new URL(`file://${path}`);
-    const signal = i % 3 ? undefined : AbortSignal.timeout(60_000);
+    const name = [path, new URL(`file://${path}`), `${dir.path}/./x`][i % 3];
+    const signal = i % 4 ? undefined : AbortSignal.timeout(60_000);
     using _lock = await lock(name, { signal });
     order.push(i);
     await delay(0);
@@ -197,7 +356,7 @@ Deno.test("1: waiters of one process get the lock in the order in which they ask
   assertEquals(order, Array.from({ length: 50 }, (_, i) => i));
 });
 
-Deno.test("1: an abandoned waiter leaves the queue at once, the others keep their order", async () => {
+Deno.test("lock() that is abandoned leaves the queue at once, the others keep their order", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
   const release = await lock(path);
@@ -219,7 +378,7 @@ Deno.test("1: an abandoned waiter leaves the queue at once, the others keep thei
   assertEquals(order, [1, 2, 3, 5, 6, 7]);
 });
 
-Deno.test("1: a waiter abandoned just as its turn comes hands it on", async () => {
+Deno.test("lock() that is abandoned just as its turn comes hands it on", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
   for (const abortFirst of [true, false]) {
@@ -237,7 +396,7 @@ Deno.test("1: a waiter abandoned just as its turn comes hands it on", async () =
 });
 
 Deno.test(
-  "1: a thousand waiters for another process add one open file and a handful of threads",
+  "lock() called a thousand times, while another process holds it, adds one open file and a handful of threads",
   {
     ignore: !HAS_PROC,
   },
@@ -262,10 +421,133 @@ Deno.test(
   },
 );
 
-// 2. Waiting for another process
+Deno.test("lock() that is abandoned a hundred thousand times by one signal leaves the queue to the rest", async () => {
+  using dir = scene();
+  const path = resolve(dir.path, "x");
+  const release = await lock(path);
+  const controller = new AbortController();
+  let abandoned = 0;
+  const waiters = Array.from(
+    { length: 100_000 },
+    () => lock(path, controller).catch(() => abandoned++),
+  );
+  const next = lock(path);
+  controller.abort();
+  await soon(Promise.all(waiters)); // 25 s where each one costs as many steps
+  assertEquals(abandoned, 100_000);
+  release();
+  (await soon(next))();
+});
+
+// Giving way
+
+Deno.test("lock() leaves the lock free for others when this process has had it for 100 ms on end", async () => {
+  using dir = scene();
+  const path = resolve(dir.path, "x");
+  const holdOnEnd = async () => {
+    const start = performance.now();
+    while (performance.now() - start < 110) {
+      const release = await tryLock(path); // which gives no way
+      await delay(5);
+      release!();
+    }
+  };
+  let waits = 0;
+  const onWait = () => waits++;
+  for (const kind of ["queued", "asking anew"]) {
+    await holdOnEnd();
+    const release = (await tryLock(path))!;
+    const next = kind === "queued" ? lock(path) : undefined;
+    release();
+    const again = next ?? lock(path, { onWait });
+    const start = performance.now();
+    assertEquals(isFree(path), true);
+    const theirs = Deno.openSync(path, { write: true });
+    assertEquals(theirs.tryLockSync(true), true);
+    theirs.close();
+    (await soon(again))();
+    assert(performance.now() - start >= 9, "it was left free too short");
+  }
+  assertEquals(waits, 0); // nobody else held it
+});
+
+Deno.test("lock() keeps the lock in the process while it has not had it for long", async () => {
+  using dir = scene();
+  const path = resolve(dir.path, "x");
+  const release = await lock(path);
+  const next = lock(path);
+  release();
+  assertEquals(isFree(path), false);
+  (await next)();
+});
+
+Deno.test("lock() calls onWait where another one takes the lock that it gave way to", async () => {
+  using dir = scene();
+  const path = resolve(dir.path, "x");
+  const release = await lock(path);
+  await delay(110);
+  release();
+  const { promise: told, resolve: onWait } = Promise.withResolvers<void>();
+  const again = lock(path, { onWait });
+  const theirs = Deno.openSync(path, { write: true });
+  assertEquals(theirs.tryLockSync(true), true);
+  await soon(told);
+  theirs.close();
+  (await soon(again))();
+});
+
+Deno.test("lock() that is abandoned while it gives way leaves the path free at once", async () => {
+  using dir = scene();
+  const path = resolve(dir.path, "x");
+  const release = await lock(path);
+  await delay(110);
+  release();
+  const controller = new AbortController();
+  const again = lock(path, controller);
+  controller.abort("reason");
+  (await tryLock(path))!();
+  assertEquals(await again.catch((reason) => reason), "reason");
+});
+
+for (
+  const [callers, code] of [
+    ["four callers by turns", "for (let i = 0; i < 4; i++) again();"],
+    ["one caller in a loop", "again();"],
+  ]
+) {
+  Deno.test(`lock() lets in a program that tries every 100 ms, beside ${callers} of one process`, async () => {
+    using dir = scene();
+    const path = resolve(dir.path, "x");
+    await using busy = script(
+      `console.log("started");
+       const again = async () => {
+         for (;;) {
+           using _lock = await lock(args[0]);
+           await new Promise((resolve) => setTimeout(resolve, 5));
+         }
+       };
+       ${code}`,
+      [path],
+    );
+    await busy.line();
+    await until(() => exists(path));
+    try {
+      for (let i = 0; i < 5; i++) { // more than luck
+        await soon((async () => {
+          using file = Deno.openSync(path, { write: true });
+          while (!file.tryLockSync(true)) await delay(100);
+        })());
+      }
+    } finally {
+      busy.kill();
+    }
+  });
+}
+
+// Waiting for another process
 
 Deno.test(
-  "2: without a signal the operating system wakes the waiter, with one it is not in its queue",
+  "lock() waits in the operating system, but not if all waiters have a signal",
   {
     ignore: !HAS_PROC,
   },
@@ -274,9 +556,10 @@ Deno.test(
     const controller = new AbortController();
     const polling = await waiting(it.path, { signal: controller.signal });
     assertEquals(blocked(Deno.pid), 0);
-    controller.abort();
-    await polling.lock.catch(() => {});
-    const blocking = await waiting(it.path);
+    const blocking = await waiting(it.path); // joins, and the wait changes
+    assertEquals(blocked(Deno.pid), 1);
+    controller.abort("enough");
+    assertEquals(await polling.lock.catch((reason) => reason), "enough");
     assertEquals(blocked(Deno.pid), 1);
     await it.holder.go();
     (await soon(blocking.lock))();
@@ -284,88 +567,24 @@ Deno.test(
 );
 
 Deno.test(
-  "2: an abandoned wait leaves no open file, no thread, and no lock held by nobody",
+  "lock() with a signal gets the lock from the system's queue in its turn, if another waits there",
   {
     ignore: !HAS_PROC,
   },
   async () => {
     await using it = await taken();
-    const before = { threads: threads(), files: openFiles() };
-    for (let i = 0; i < 20; i++) {
-      const controller = new AbortController();
-      const waiter = await waiting(it.path, { signal: controller.signal });
-      assertEquals(openFiles().includes(it.path), true);
-      controller.abort(i);
-      assertEquals(await waiter.lock.catch((reason) => reason), i);
-      assertEquals(openFiles(), before.files);
-    }
-    assert(threads() <= before.threads + 1, `${threads()} threads`);
+    const first = await waiting(it.path, { signal: endless() });
+    const second = await waiting(it.path);
+    assertEquals(blocked(Deno.pid), 1);
     await it.holder.go();
-    await it.holder.ended();
-    assertEquals(isFree(it.path), true);
-  },
-);
-
-Deno.test(
-  "2: a script that abandoned its wait ends at once, although the other process keeps the lock",
-  async () => {
-    await using it = await taken();
-    await using child = script(
-      `await lock(args[0], { signal: AbortSignal.timeout(100) })
-       .catch((error) => console.log(error.name));`,
-      [it.path],
-    );
-    assertEquals(await child.line(), "TimeoutError");
-    assertEquals((await child.ended()).code, 0);
+    const release = await soon(first.lock);
     assertEquals(isFree(it.path), false);
+    release();
+    (await soon(second.lock))();
   },
 );
 
-Deno.test(
-  "2: once lock() has settled, a long timeout does not keep the script alive",
-  async () => {
-    await using it = await taken();
-    await using child = script(
-      `const signal = AbortSignal.timeout(600_000);
-     (await lock(args[0] + "2", { signal }))();
-     const onWait = () => console.log("waiting");
-     (await lock(args[0], { signal, onWait }))();
-     const first = await lock(args[0]);
-     const second = lock(args[0], { signal });
-     first();
-     (await second)();`,
-      [it.path],
-    );
-    await child.line();
-    await it.holder.go();
-    assertEquals((await child.ended()).code, 0);
-  },
-);
-
-Deno.test("2: a wait with a signal asks after a fortieth of the time waited, 1 ms at least, 100 ms at most", async () => {
-  using dir = scene();
-  const path = resolve(dir.path, "x");
-  using holder = Deno.openSync(path, { write: true, create: true });
-  holder.lockSync(true);
-  const controller = new AbortController();
-  const times = [0, 0, 40, 400, 4000, 40_000]; // the first is the start
-  const pauses: (number | undefined)[] = [];
-  const { setTimeout } = globalThis;
-  using _now = replace(performance, "now", () => times.shift() ?? 0);
-  using _timer = replace(
-    globalThis,
-    "setTimeout",
-    ((handler: () => void, ms?: number) => {
-      pauses.push(ms);
-      if (times.length === 0) controller.abort();
-      return setTimeout(handler);
-    }) as typeof setTimeout,
-  );
-  await assertRejects(() => lock(path, controller), DOMException);
-  assertEquals(pauses, [1, 1, 10, 100, 100]);
-});
-
-Deno.test("2: waits for many files at once leave the process's other file operations alone", async () => {
+Deno.test("lock() of many files at once leaves the process's other file operations alone", async () => {
   using dir = scene();
   const paths = Array.from({ length: 40 }, (_, i) => resolve(dir.path, `${i}`));
   const releases = await Promise.all(paths.map((path) => lock(path)));
@@ -388,15 +607,43 @@ Deno.test("2: waits for many files at once leave the process's other file operat
   assertEquals(await child.line(), "done");
 });
 
-// 3. The same file
+Deno.test(
+  "lock() that began to poll moves to the operating system when a place becomes free there",
+  {
+    ignore: !HAS_PROC,
+  },
+  async () => {
+    using dir = scene();
+    const paths = Array.from(
+      { length: 4 },
+      (_, i) => resolve(dir.path, `${i}`),
+    );
+    const holders = paths.map((path) => {
+      const file = Deno.openSync(path, { write: true, create: true });
+      file.lockSync(true);
+      return file;
+    });
+    using waits = countWaits();
+    const waiters = [];
+    for (const path of paths) waiters.push((await waiting(path)).lock);
+    await delay(0); // a wait begins right after its onWait
+    assertEquals(waits.count, 2);
+    for (const [i, left] of [[0, 2], [1, 2], [2, 1], [3, 0]]) {
+      holders[i].close();
+      const release = await soon(waiters[i]);
+      await until(() => blocked(Deno.pid) === left);
+      release();
+    }
+  },
+);
+
+// The right file
 
 for (const kind of ["without a signal", "with a signal"]) {
-  const options = kind === "with a signal"
-    ? { signal: new AbortController().signal }
-    : {};
+  const options = kind === "with a signal" ? { signal: endless() } : {};
 
   Deno.test(
-    `3: a waiter ${kind} whose file is replaced waits for the new file's holder too`,
+    `lock() ${kind} whose file is replaced during the wait waits for the new file's holder too`,
     async () => {
       await using it = await taken();
       const waiter = await waiting(it.path, options);
@@ -421,7 +668,7 @@ for (const kind of ["without a signal", "with a signal"]) {
     },
   );
 
-  Deno.test(`3: a waiter ${kind} whose file is deleted gets a new file`, async () => {
+  Deno.test(`lock() ${kind} whose file is deleted during the wait gets a new file`, async () => {
     await using it = await taken();
     const waiter = await waiting(it.path, options);
     Deno.removeSync(it.path);
@@ -431,7 +678,7 @@ for (const kind of ["without a signal", "with a signal"]) {
     release();
   });
 
-  Deno.test(`3: a waiter ${kind} whose directory is deleted is told so`, async () => {
+  Deno.test(`lock() ${kind} whose directory is deleted during the wait says so`, async () => {
     await using it = await taken();
     const waiter = await waiting(it.path, options);
     Deno.removeSync(resolve(it.path, ".."), { recursive: true });
@@ -445,7 +692,7 @@ for (const kind of ["without a signal", "with a signal"]) {
   });
 }
 
-Deno.test("3: a file that is written to in that moment is still the same", async () => {
+Deno.test("lock() takes a file that is written to at that moment", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
   const { statSync } = Deno;
@@ -457,37 +704,45 @@ Deno.test("3: a file that is written to in that moment is still the same", async
   (await tryLock(path))!();
 });
 
-Deno.test("3: where files show neither a number nor a birth time of their own, a new file is told by its last write", async () => {
-  using dir = scene();
-  const path = resolve(dir.path, "x");
-  const holder = Deno.openSync(path, { write: true, create: true });
-  holder.lockSync(true);
-  const { statSync } = Deno;
-  const ofFile = Deno.FsFile.prototype.statSync;
-  const alike = { ino: null, birthtime: new Date(0) };
-  using _path = replace(
-    Deno,
-    "statSync",
-    (path) => ({ ...statSync(path), ...alike }),
-  );
-  using _file = replace(
-    Deno.FsFile.prototype,
-    "statSync",
-    function (this: Deno.FsFile) {
-      return { ...ofFile.call(this), ...alike };
-    },
-  );
-  const { signal } = new AbortController();
-  const waiter = await waiting(path, { signal });
-  Deno.removeSync(path);
-  Deno.writeTextFileSync(path, "");
-  Deno.utimeSync(path, 1, 1);
-  holder.close();
-  using _lock = await soon(waiter.lock);
-  assertEquals(isFree(path), false);
-});
+for (
+  const [kind, theirs] of [
+    ["by the links of the deleted one", undefined],
+    ["by its last write, where links tell nothing", { nlink: 1 }],
+  ] as const
+) {
+  Deno.test(`lock() tells a new file without number and birth time of its own ${kind}`, async () => {
+    using dir = scene();
+    const path = resolve(dir.path, "x");
+    const holder = Deno.openSync(path, { write: true, create: true });
+    holder.lockSync(true);
+    const { mtime } = holder.statSync();
+    const alike = { ino: null, birthtime: new Date(0), ...theirs };
+    const { statSync } = Deno;
+    const ofFile = Deno.FsFile.prototype.statSync;
+    using _path = replace(
+      Deno,
+      "statSync",
+      (path) => ({ ...statSync(path), ...alike }),
+    );
+    using _file = replace(
+      Deno.FsFile.prototype,
+      "statSync",
+      function (this: Deno.FsFile) {
+        return { ...ofFile.call(this), ...alike };
+      },
+    );
+    const waiter = await waiting(path, { signal: endless() });
+    Deno.removeSync(path);
+    Deno.writeTextFileSync(path, "");
+    const write = theirs ? new Date(1) : mtime!; // the same, or another
+    Deno.utimeSync(path, write, write);
+    holder.close();
+    using _lock = await soon(waiter.lock);
+    assertEquals(isFree(path), false);
+  });
+}
 
-Deno.test("3: a holder whose file is deleted still excludes its own process, and releases", async () => {
+Deno.test("lock() whose file is deleted while it is held still excludes its own process, and releases", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
   const release = await lock(path);
@@ -501,7 +756,7 @@ Deno.test("3: a holder whose file is deleted still excludes its own process, and
 });
 
 Deno.test(
-  "3: processes that lock and delete the file at random never hold it together",
+  "lock() keeps processes apart that lock and delete the file at random",
   {
     ignore: WINDOWS, // where a file that is being deleted cannot be opened
   },
@@ -526,7 +781,7 @@ Deno.test(
   },
 );
 
-// 4. Crashes
+// Crashes
 
 for (
   const [how, code] of [
@@ -535,7 +790,7 @@ for (
     ["throws", `await heard(); throw "an uncaught error, as the test wants";`],
   ]
 ) {
-  Deno.test(`4: a holder that ${how} frees the lock`, async () => {
+  Deno.test(`lock() of a process that ${how} is freed`, async () => {
     using dir = scene();
     const path = resolve(dir.path, "x");
     await using holder = script(
@@ -550,7 +805,7 @@ for (
   });
 }
 
-Deno.test("4: a child process started while the lock is held does not inherit it", async () => {
+Deno.test("lock() is not inherited by a child process", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
   const release = await lock(path);
@@ -560,7 +815,7 @@ Deno.test("4: a child process started while the lock is held does not inherit it
   assertEquals(isFree(path), true);
 });
 
-Deno.test("4: a holder's child process does not keep the lock after a kill", {
+Deno.test("lock() of a process that is killed is not kept by its child", {
   ignore: WINDOWS, // where it is killed with its parent
 }, async () => {
   using dir = scene();
@@ -580,9 +835,9 @@ Deno.test("4: a holder's child process does not keep the lock after a kill", {
   Deno.kill(child, "SIGKILL");
 });
 
-// 5. Strangers
+// Strangers
 
-Deno.test("5: flock(1) excludes lock(), and lock() excludes flock(1)", {
+Deno.test("lock() and flock(1) exclude each other", {
   ignore: !HAS_FLOCK,
 }, async () => {
   using dir = scene();
@@ -600,7 +855,7 @@ Deno.test("5: flock(1) excludes lock(), and lock() excludes flock(1)", {
   assertEquals((await attempt()).success, true);
 });
 
-Deno.test("5: Python's fcntl.flock excludes lock(), and lock() excludes it", {
+Deno.test("lock() and Python's fcntl.flock exclude each other", {
   ignore: !HAS_PYTHON || WINDOWS,
 }, async () => {
   using dir = scene();
@@ -631,7 +886,7 @@ except BlockingIOError:
 });
 
 Deno.test(
-  "5: six processes of three kinds add up to six hundred on one counter",
+  "lock(): six processes of three kinds add up to six hundred on one counter",
   {
     ignore: !HAS_FLOCK || !HAS_PYTHON || WINDOWS,
   },
@@ -672,31 +927,35 @@ for i in range(100):
   },
 );
 
-// 6. Never written
+// Never written
 
 for (const [kind, ignore] of [["a file", false], ["a link", !CAN_LINK]]) {
-  Deno.test(`6: neither content nor length of ${kind} at the path changes`, {
-    ignore: ignore as boolean,
-  }, async () => {
-    using dir = scene();
-    const data = resolve(dir.path, "data");
-    const link = resolve(dir.path, "link");
-    Deno.writeTextFileSync(data, "precious");
-    if (kind === "a link") Deno.symlinkSync(data, link);
-    const path = kind === "a link" ? link : data;
-    const { mtime } = Deno.statSync(data);
-    const release = await lock(path);
-    const next = lock(path, { signal: AbortSignal.timeout(60_000) });
-    release();
-    (await next)();
-    (await tryLock(path))!();
-    assertEquals(Deno.readTextFileSync(data), "precious");
-    assertEquals(Deno.statSync(data).mtime, mtime);
-    assertEquals(Deno.lstatSync(path).isSymlink, kind === "a link");
-  });
+  Deno.test(
+    `lock() changes neither content nor length of ${kind} at the path`,
+    {
+      ignore: ignore as boolean,
+    },
+    async () => {
+      using dir = scene();
+      const data = resolve(dir.path, "data");
+      const link = resolve(dir.path, "link");
+      Deno.writeTextFileSync(data, "precious");
+      if (kind === "a link") Deno.symlinkSync(data, link);
+      const path = kind === "a link" ? link : data;
+      const { mtime } = Deno.statSync(data);
+      const release = await lock(path);
+      const next = lock(path, { signal: AbortSignal.timeout(60_000) });
+      release();
+      (await next)();
+      (await tryLock(path))!();
+      assertEquals(Deno.readTextFileSync(data), "precious");
+      assertEquals(Deno.statSync(data).mtime, mtime);
+      assertEquals(Deno.lstatSync(path).isSymlink, kind === "a link");
+    },
+  );
 }
 
-Deno.test("6: the file is open for reading and writing", {
+Deno.test("lock() opens the file for reading and writing", {
   ignore: !HAS_PROC,
 }, async () => {
   using dir = scene();
@@ -710,7 +969,7 @@ Deno.test("6: the file is open for reading and writing", {
   assertEquals(flags & 0o3, 2); // O_RDWR
 });
 
-Deno.test("6: a file that may only be read is locked all the same", async () => {
+Deno.test("lock(): a file that may only be read is locked all the same", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
   Deno.writeTextFileSync(path, "");
@@ -731,35 +990,173 @@ Deno.test("6: a file that may only be read is locked all the same", async () => 
   await child.ended();
 });
 
-// 7. Clear refusals
+// Refusals
 
-Deno.test("7: a directory at the path is refused, and nothing is left open", async () => {
-  using dir = scene();
-  for (const acquire of [lock, tryLock]) {
-    const Class = WINDOWS ? Error : Deno.errors.IsADirectory;
-    const error = await assertRejects(
-      () => acquire(dir.path),
-      Class,
-      `Cannot lock ${dir.path}: it is a directory`,
-    );
-    assert(error.cause instanceof Class);
-  }
-  if (HAS_PROC) assertEquals(openFiles().includes(dir.path), false);
-});
+const { IsADirectory, NotADirectory, NotCapable, NotFound, PermissionDenied } =
+  Deno.errors;
 
-Deno.test("7: a directory is refused where only reading is permitted, too", async () => {
-  using dir = scene();
-  await using child = script(
-    `await lock(args[0]).catch((error) => console.log(error.name));`,
-    [dir.path],
-    [`--allow-read=${dir.path}`],
+/** What stands at the path, and what lock() and tryLock() say of it. */
+const REFUSALS: {
+  kind: string;
+  at: (dir: string) => string;
+  Class: new (message: string) => Error;
+  code?: string;
+  message: string;
+  ignore?: boolean;
+}[] = [
+  {
+    kind: "a directory",
+    at: (dir) => dir,
+    Class: WINDOWS ? Error : IsADirectory,
+    code: WINDOWS ? undefined : "EISDIR",
+    message: "it is a directory: name a file in it",
+  },
+  {
+    kind: "a file in a missing directory",
+    at: (dir) => resolve(dir, "missing", "x"),
+    Class: NotFound,
+    code: "ENOENT",
+    message: "its directory is missing: create it first",
+  },
+  {
+    kind: "a symbolic link into a missing directory",
+    at(dir) {
+      const link = resolve(dir, "link");
+      Deno.symlinkSync(resolve(dir, "missing", "x"), link);
+      return link;
+    },
+    Class: NotFound,
+    code: "ENOENT",
+    message: "it is a symbolic link into a missing directory",
+    ignore: !CAN_LINK,
+  },
+  {
+    kind: "a path below a file",
+    at(dir) {
+      Deno.writeTextFileSync(resolve(dir, "file"), "");
+      return resolve(dir, "file", "x");
+    },
+    Class: WINDOWS ? Error : NotADirectory,
+    code: WINDOWS ? undefined : "ENOTDIR",
+    message: "",
+  },
+  {
+    kind: "a name that is too long",
+    at: (dir) => resolve(dir, "x".repeat(300)),
+    Class: Error,
+    code: WINDOWS ? undefined : "ENAMETOOLONG",
+    message: WINDOWS ? "" : "File name too long",
+  },
+  {
+    kind: "a path with a NUL",
+    at: (dir) => resolve(dir, "a\0b"),
+    Class: TypeError,
+    message: "no path can contain a NUL",
+  },
+  {
+    kind: "a file that the user may not open",
+    at(dir) {
+      const path = resolve(dir, "x");
+      Deno.writeTextFileSync(path, "", { mode: 0 });
+      return path;
+    },
+    Class: PermissionDenied,
+    code: "EACCES",
+    message: "it must be readable and writable",
+    ignore: WINDOWS || Deno.uid() === 0,
+  },
+];
+
+for (const { kind, at, Class, code, message, ignore } of REFUSALS) {
+  Deno.test(
+    `lock() and tryLock() refuse ${kind}, with class, code, path and advice`,
+    {
+      ignore,
+    },
+    async () => {
+      using dir = scene();
+      const path = at(dir.path);
+      const before = HAS_PROC ? openFiles() : [];
+      for (const acquire of [lock, tryLock]) {
+        const error: Error & { code?: string } = await assertRejects(
+          () => acquire(path),
+          Class,
+          `Cannot lock ${path}: ${message}`,
+        );
+        assert(error.cause instanceof Class);
+        assertEquals(error.constructor, error.cause.constructor);
+        if (code) assertEquals(error.code, code);
+        const other = kind.includes("missing") ? "readable" : "missing";
+        assert(!error.message.includes(other), error.message);
+      }
+      if (HAS_PROC) assertEquals(openFiles(), before);
+    },
   );
-  assertEquals(await child.line(), "NotCapable");
-  await child.ended();
+}
+
+/** Prints what becomes of lock() and tryLock(): a code, and the message. */
+const TELL = `
+  for (const acquire of [lock, tryLock]) {
+    await acquire(args[0]).catch((error) =>
+      console.log(error.name, error.code, error.message));
+  }`;
+
+Deno.test("lock() and tryLock() on a disk without inodes say that it is full", {
+  ignore: !CAN_MOUNT,
+}, async () => {
+  using dir = scene();
+  const path = resolve(dir.path, "x");
+  const under = onTmpfs("nr_inodes=1", dir.path);
+  await using child = script(TELL, [path], undefined, { under });
+  for (const _ of ["lock", "tryLock"]) {
+    const line = await child.line();
+    assert(line.startsWith(`Error ENOSPC Cannot lock ${path}: No space`), line);
+  }
 });
+
+Deno.test("lock() and tryLock() with too many open files say so, then lock", {
+  ignore: WINDOWS,
+}, async () => {
+  using dir = scene();
+  const path = resolve(dir.path, "x");
+  await using child = script(
+    `const files = [];
+     try {
+       for (;;) files.push(Deno.openSync(args[1]));
+     } catch {}
+     ${TELL}
+     for (const file of files) file.close();
+     (await lock(args[0]))();
+     console.log("locked");`,
+    [path, dir.path],
+    undefined,
+    { under: ["sh", "-c", 'ulimit -n 200; exec "$@"', "sh"] },
+  );
+  for (const _ of ["lock", "tryLock"]) {
+    const line = await child.line();
+    assert(line.startsWith(`Error EMFILE Cannot lock ${path}: Too many`), line);
+  }
+  assertEquals(await child.line(), "locked");
+});
+
+for (
+  const [kind, permissions] of [
+    ["a directory", (dir: string) => [`--allow-read=${dir}`]],
+    ["a file", () => []],
+  ] as const
+) {
+  Deno.test(`lock() refuses ${kind} that Deno may not write`, async () => {
+    using dir = scene();
+    const path = kind === "a directory" ? dir.path : resolve(dir.path, "x");
+    await using child = script(TELL, [path], permissions(dir.path));
+    const line = await child.line();
+    assert(line.startsWith(NotCapable.name), line);
+    assert(line.includes(`Cannot lock ${path}: `), line);
+  });
+}
 
 Deno.test(
-  "7: a pipe at the path that may not be written is refused, without waiting for a writer",
+  "lock() refuses a pipe that it may not write, without waiting for a writer",
   {
     ignore: !has("mkfifo"),
   },
@@ -767,92 +1164,47 @@ Deno.test(
     using dir = scene();
     const path = resolve(dir.path, "pipe");
     new Deno.Command("mkfifo", { args: [path] }).outputSync();
-    await using child = script(
-      `await lock(args[0]).catch((error) => console.log(error.name));`,
-      [path],
-      [`--allow-read=${dir.path}`],
-    );
-    assertEquals(await child.line(), "NotCapable");
+    await using child = script(TELL, [path], [`--allow-read=${dir.path}`]);
+    assert((await child.line()).startsWith("NotCapable"));
   },
 );
 
-Deno.test("7: a missing parent is refused by name", async () => {
-  using dir = scene();
-  const path = resolve(dir.path, "missing", "x.lock");
-  for (const acquire of [lock, tryLock]) {
-    const error = await assertRejects(
-      () => acquire(path),
-      Deno.errors.NotFound,
-      `Cannot lock ${path}: its directory is missing`,
-    );
-    assert(error.cause instanceof Deno.errors.NotFound);
-  }
-});
-
-Deno.test("7: no permission is refused by path", async () => {
-  using dir = scene();
-  const path = resolve(dir.path, "x");
-  await using child = script(
-    `await lock(args[0]).catch((error) =>
-       console.log(error instanceof Deno.errors.NotCapable, error.message));`,
-    [path],
-    [],
-  );
-  assert((await child.line()).startsWith(`true Cannot lock ${path}: `));
-});
-
-Deno.test("7: a file that the user may not open is refused by path", {
-  ignore: WINDOWS || Deno.uid() === 0,
-}, async () => {
-  using dir = scene();
-  const path = resolve(dir.path, "x");
-  Deno.writeTextFileSync(path, "", { mode: 0 });
-  await assertRejects(() => lock(path), Deno.errors.PermissionDenied, path);
-});
-
-/** Runs `code` where flock(2) fails with `error` from the `nth` time on. */
-function withoutLocks(
-  dir: string,
-  error: string,
-  nth: number,
-  code: string,
-  args: string[],
-): Peer {
-  const under = ["strace", "-f", "-qq", "-o", resolve(dir, "trace")]
+/** A command under which flock(2) fails with `error` from the `nth` time on. */
+function withoutLocks(dir: string, error: string, nth: number): string[] {
+  return ["strace", "-f", "-qq", "-o", resolve(dir, "trace")]
     .concat("-e", "trace=flock")
     .concat("-e", `inject=flock:error=${error}:when=${nth}+`);
-  return script(code, args, undefined, { under });
 }
 
 Deno.test(
-  "7: a file system without locks is refused, and nothing is left open",
+  "lock() and tryLock() refuse a file system without locks, and leave nothing open",
   {
     ignore: !HAS_STRACE,
   },
   async () => {
     using dir = scene();
     const path = resolve(dir.path, "x");
-    const code = `
-    for (const acquire of [lock, tryLock]) {
-      await acquire(args[0]).catch((error) => console.log(error.message));
-    }
-    console.log([...Deno.readDirSync("/proc/self/fd")].some(({ name }) => {
-      try {
-        return Deno.readLinkSync("/proc/self/fd/" + name) === args[0];
-      } catch {}
-    }));`;
-    await using child = withoutLocks(dir.path, "EOPNOTSUPP", 1, code, [path]);
+    await using child = script(
+      `${TELL}
+     console.log([...Deno.readDirSync("/proc/self/fd")].some(({ name }) => {
+       try {
+         return Deno.readLinkSync("/proc/self/fd/" + name) === args[0];
+       } catch {}
+     }));`,
+      [path],
+      undefined,
+      { under: withoutLocks(dir.path, "EOPNOTSUPP", 1) },
+    );
     for (const _ of ["lock", "tryLock"]) {
       const line = await child.line();
-      assert(line.startsWith(`Cannot lock ${path}: `), line);
+      assert(line.includes(`Cannot lock ${path}: `), line);
       assert(line.includes("Operation not supported"), line);
     }
     assertEquals(await child.line(), "false");
-    await child.ended();
   },
 );
 
-Deno.test("7: a wait that the operating system breaks off is refused, and nothing is left open", async () => {
+Deno.test("lock() refuses a wait that the operating system breaks off, and leaves nothing open", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
   const holder = Deno.openSync(path, { write: true, create: true });
@@ -864,8 +1216,11 @@ Deno.test("7: a wait that the operating system breaks off is refused, and nothin
       () => Promise.reject(new Error("No locks available")),
     );
     const message = `Cannot lock ${path}: `;
-    const error = await assertRejects(() => lock(path), Error, message);
-    assertEquals((error.cause as Error).message, "No locks available");
+    const all = [lock(path), lock(path)];
+    for (const waiter of all) {
+      const error = await assertRejects(() => soon(waiter), Error, message);
+      assertEquals((error.cause as Error).message, "No locks available");
+    }
   }
   if (HAS_PROC) {
     assertEquals(openFiles().filter((file) => file === path).length, 1);
@@ -874,23 +1229,23 @@ Deno.test("7: a wait that the operating system breaks off is refused, and nothin
   (await lock(path))();
 });
 
-Deno.test("7: a file that may be opened but not looked at is refused, and nothing is left open", async () => {
+Deno.test("lock() and tryLock() refuse a file that may be opened but not looked at, and leave nothing open", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
-  {
-    using _ = replace(Deno, "statSync", () => {
-      throw new Deno.errors.PermissionDenied("as Deno may");
-    });
-    await assertRejects(
-      () => tryLock(path),
-      Deno.errors.PermissionDenied,
-      `Cannot lock ${path}: `,
-    );
+  for (const acquire of [lock, tryLock]) {
+    {
+      using _ = replace(Deno, "statSync", () => {
+        throw new PermissionDenied("as Deno may");
+      });
+      const message = `Cannot lock ${path}: `;
+      await assertRejects(() => acquire(path), PermissionDenied, message);
+    }
+    assertEquals(isFree(path), true);
+    (await acquire(path))!();
   }
-  (await tryLock(path))!();
 });
 
-Deno.test("7: a file that seems to be another one each time is told of, and can be given up", async () => {
+Deno.test("lock() of a file that seems to be another one each time says that it waits, and can be given up", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
   const { statSync } = Deno;
@@ -913,23 +1268,39 @@ Deno.test("7: a file that seems to be another one each time is told of, and can 
   (await tryLock(path))!();
 });
 
-Deno.test("7: a path with a NUL in it is refused", async () => {
-  for (const acquire of [lock, tryLock]) {
-    await assertRejects(() => acquire("a\0b"), TypeError, "Cannot lock ");
-  }
-});
-
-Deno.test("7: after a refusal the path can be locked", async () => {
+Deno.test("lock() takes a path that it refused before", async () => {
   using dir = scene();
   const path = resolve(dir.path, "missing", "x.lock");
-  await assertRejects(() => lock(path), Deno.errors.NotFound);
+  await assertRejects(() => lock(path), NotFound);
   Deno.mkdirSync(resolve(dir.path, "missing"));
   (await lock(path))();
 });
 
-// 8. Release
+// tryLock()
 
-Deno.test("8: a release releases once, by call or by using, and another's lock stays", async () => {
+Deno.test("tryLock() returns null where this process holds the lock or waits for it", async () => {
+  using dir = scene();
+  const path = resolve(dir.path, "x");
+  const release = await tryLock(path);
+  assertEquals(await tryLock(path), null);
+  const next = lock(path);
+  release!();
+  assertEquals(await tryLock(path), null);
+  (await next)();
+  (await tryLock(path))!();
+});
+
+Deno.test("tryLock() returns null where another process holds the lock, at once", async () => {
+  await using it = await taken();
+  assertEquals(await tryLock(it.path), null);
+  it.holder.go();
+  await it.holder.ended();
+  (await tryLock(it.path))!();
+});
+
+// The release
+
+Deno.test("Release releases once, by a call or by using, and leaves another's lock", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
   const first = await lock(path);
@@ -945,7 +1316,7 @@ Deno.test("8: a release releases once, by call or by using, and another's lock s
   second();
 });
 
-Deno.test("8: a release does not throw, whatever became of the file", async () => {
+Deno.test("Release does not throw, whatever became of the file", async () => {
   using dir = scene();
   const path = resolve(dir.path, "sub", "x");
   Deno.mkdirSync(resolve(dir.path, "sub"));
@@ -955,23 +1326,22 @@ Deno.test("8: a release does not throw, whatever became of the file", async () =
   release();
 });
 
-Deno.test(
-  "8: a release does not throw even if the unlocking fails, and releases",
-  {
-    ignore: !HAS_STRACE,
-  },
-  async () => {
-    using dir = scene();
-    const path = resolve(dir.path, "x");
-    const code = `
-    const release = await lock(args[0]);
-    release();
-    console.log("released");
-    await heard();`;
-    await using child = withoutLocks(dir.path, "EIO", 2, code, [path]);
-    assertEquals(await child.line(), "released");
-    assertEquals(isFree(path), true);
-    await child.go();
-    await child.ended();
-  },
-);
+Deno.test("Release does not throw even if the unlocking fails, and releases", {
+  ignore: !HAS_STRACE,
+}, async () => {
+  using dir = scene();
+  const path = resolve(dir.path, "x");
+  await using child = script(
+    `const release = await lock(args[0]);
+     release();
+     console.log("released");
+     await heard();`,
+    [path],
+    undefined,
+    { under: withoutLocks(dir.path, "EIO", 2) },
+  );
+  assertEquals(await child.line(), "released");
+  assertEquals(isFree(path), true);
+  await child.go();
+  await child.ended();
+});

@@ -13,6 +13,13 @@ export const RESOLUTION: string[] =
     ? [`--import-map=${local("offline/import_map.json")}`]
     : [`--config=${local("../deno.json")}`];
 
+/** A command that runs another one as a user who is not root. */
+export function asNobody(home: string): string[] {
+  const ids = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+  const cache = resolve(home, "deno");
+  return ["setpriv", ...ids, "env", `HOME=${home}`, `DENO_DIR=${cache}`];
+}
+
 /** The path of a file that is named relative to this directory. */
 export function local(path: string): string {
   return fromFileUrl(import.meta.resolve(`./${path}`));
@@ -150,7 +157,18 @@ export function blocked(pid: number): number {
     ).length;
 }
 
+export const WINDOWS = Deno.build.os === "windows";
 export const HAS_PROC = Deno.build.os === "linux";
+export const HAS_STRACE = HAS_PROC && has("strace"); // Git for Windows has another
+export const IS_ROOT = !WINDOWS && Deno.uid() === 0;
+export const CAN_MOUNT = HAS_PROC && IS_ROOT && has("mount") &&
+  new Deno.Command("unshare", { args: ["-m", "true"] }).outputSync().success;
+
+/** A command that runs another one with a disk of its own at the path. */
+export function onTmpfs(options: string, path: string): string[] {
+  const mount = 'mount -t tmpfs -o "$0" none "$1"; shift; exec "$@"';
+  return ["unshare", "-m", "sh", "-c", mount, options, path];
+}
 
 export function threads(): number {
   const status = Deno.readTextFileSync("/proc/self/status");
@@ -230,4 +248,22 @@ export function replace<T, K extends keyof T>(
   const original = object[key];
   object[key] = value;
   return { [Symbol.dispose]: () => object[key] = original };
+}
+
+/** Counts the waits that this process begins in the operating system. */
+export function countWaits(): { count: number } & Disposable {
+  const { lock } = Deno.FsFile.prototype;
+  const replaced = replace(
+    Deno.FsFile.prototype,
+    "lock",
+    function (this: Deno.FsFile, exclusive) {
+      waits.count++;
+      return lock.call(this, exclusive);
+    },
+  );
+  const waits = {
+    count: 0,
+    [Symbol.dispose]: () => replaced[Symbol.dispose](),
+  };
+  return waits;
 }

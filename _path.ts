@@ -1,0 +1,23 @@
+// The entry points of `@std/path` for any system read `globalThis.process`, for
+// which Deno loads all of `node:process`: most of the time to start.
+import { fromFileUrl as posixFromFileUrl } from "@std/path/posix/from-file-url";
+import { isAbsolute as posixIsAbsolute } from "@std/path/posix/is-absolute";
+import { resolve as posixResolve } from "@std/path/posix/resolve";
+import { fromFileUrl as windowsFromFileUrl } from "@std/path/windows/from-file-url";
+import { isAbsolute as windowsIsAbsolute } from "@std/path/windows/is-absolute";
+import { resolve as windowsResolve } from "@std/path/windows/resolve";
+
+export const WINDOWS = Deno.build.os === "windows";
+
+const fromFileUrl = WINDOWS ? windowsFromFileUrl : posixFromFileUrl;
+const isAbsolute = WINDOWS ? windowsIsAbsolute : posixIsAbsolute;
+
+/** The path of parts of which the first is absolute. */
+export const resolve = WINDOWS ? windowsResolve : posixResolve;
+
+/** The absolute path of a path or a file URL. */
+export function toPath(path: string | URL): string {
+  const local = path instanceof URL ? fromFileUrl(path) : path;
+  // Without an absolute part, `resolve` reads `globalThis.process` too.
+  return isAbsolute(local) ? resolve(local) : resolve(Deno.cwd(), local);
+}

@@ -1,0 +1,2 @@
+import { posix as path } from "node:path";
+export const { normalize } = path;
