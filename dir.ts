@@ -1,6 +1,6 @@
 /**
- * The directory `.cog/` of a project: {@linkcode open} it, or take one in a new
- * temporary directory with {@linkcode openTemp}.
+ * The directory `.cog/` of a project: {@linkcode open} it, or create one in a
+ * new temporary directory with {@linkcode openTemp}.
  *
  * ```ts
  * import { openTemp } from "@cog/dotcog/dir";
@@ -13,69 +13,71 @@
  * @module
  */
 
-import { ensureDir } from "@std/fs/ensure-dir";
-import { SEPARATOR } from "@std/path/constants";
-import { fromFileUrl } from "@std/path/from-file-url";
-import { normalize } from "@std/path/normalize";
-import { resolve } from "@std/path/resolve";
+import { ensureDirSync } from "@std/fs/ensure-dir";
+import { explained, quietly } from "./_error.ts";
+import { LOCK_NAME, refusal } from "./_names.ts";
+import { resolve, toPath, WINDOWS } from "./_path.ts";
+import { createScratch, ownTree } from "./_scratch.ts";
 import { lock, type LockOptions, type Release, tryLock } from "./lock.ts";
 
 /** The name of the state directory inside a project. */
 export const NAME = ".cog";
 
-/** The name of the lock file inside the state directory. */
-const LOCK_NAME = "cog.lock";
-
 /**
- * Opens `.cog/` in a project, and makes it, and its parents, where missing.
- * One that it makes gets a `.gitignore` that hides all of it from git; one that
- * is there already is left as it is. A symbolic link is followed.
+ * Opens the `.cog/` of a project, and creates it if missing.
  *
- * Requires `--allow-read` and `--allow-write` for the project, and where it
- * really is if the path leads there by a symbolic link.
+ * Missing parents are created too. A new `.cog/` gets a `.gitignore` that hides
+ * all of it from git. An existing one is left as it is. A symbolic link is
+ * followed.
  *
- * @param projectDir The project, made where missing. A relative path is taken
- * from the working directory of now, whatever that becomes later.
- * @returns The handle, to be closed: best with `await using`.
+ * Requires `--allow-read` and `--allow-write` for the project, and for the
+ * target of a symbolic link.
  *
- * @throws {TypeError} If `projectDir` is a URL of another scheme than `file:`
- * or has a NUL in it.
- * @throws {Deno.errors.AlreadyExists} If `.cog` is not a directory.
- * @throws {Deno.errors.PermissionDenied} If it may not be made, and
- * {@linkcode Deno.errors.NotCapable} if Deno may not; a full or read-only disk
- * gives whatever error the platform has for it.
+ * @param projectDir The project. A relative path starts at the current working
+ * directory, and the handle keeps it when that changes.
+ * @returns The handle. Close it, best with `await using`.
+ *
+ * @throws {TypeError} If `projectDir` is a URL that is not a `file:` URL, or
+ * contains a NUL.
+ * @throws {Deno.errors.AlreadyExists} If `.cog` exists and is not a directory.
+ * @throws {Deno.errors.NotADirectory} If the project, or a parent of it, is a
+ * file. On Windows, a platform-specific error.
+ * @throws {Deno.errors.PermissionDenied} If the user may not create it.
+ * @throws {Deno.errors.NotCapable} If Deno may not create it.
+ * @throws {Error} A platform-specific error if the disk is full or read-only.
  *
  * @example Usage
  * ```ts
  * import { open } from "@cog/dotcog/dir";
  *
  * await using cog = await open(".");
- * await cog.lock(); // until cog closes
- * const build = await cog.tempPath("build");
- * await Deno.writeTextFile(`${build}/artifact`, "staged");
+ * await cog.lock(); // held until cog closes
+ * const staging = await cog.tempPath("staging");
+ * await Deno.writeTextFile(`${staging}/artifact`, "staged");
  * ```
  */
+// deno-lint-ignore require-await -- so that errors reject, as the signature says
 export async function open(projectDir: string | URL): Promise<Dir> {
-  const project = resolve(
-    projectDir instanceof URL ? fromFileUrl(projectDir) : projectDir,
-  );
-  await makeRoot(project);
-  return makeDir(project, false);
+  const project = toPath(projectDir);
+  createRoot(project);
+  return construct(project);
 }
 
 /**
- * Opens `.cog/` in a new temporary directory, which is removed with all that is
- * in it when the handle is closed, or at `Deno.exit()` or the end of the script,
- * but not where an uncaught error or a signal ends the process. One made in a
- * worker is certain to be removed only on close.
+ * Opens a `.cog/` in a new temporary directory, which is deleted on close.
+ *
+ * `Deno.exit()` and the normal end of the script delete it too. An uncaught
+ * error or a signal does not. In a worker, only close is certain to delete it.
  *
  * Requires `--allow-read` and `--allow-write` for the system's temporary
  * directory.
  *
- * @returns The handle, to be closed: best with `await using`.
+ * @returns The handle. Close it, best with `await using`.
  *
- * @throws {Deno.errors.PermissionDenied} If the directory may not be made, and
- * {@linkcode Deno.errors.NotCapable} if Deno may not.
+ * @throws {Deno.errors.NotFound} If the system's temporary directory is missing.
+ * @throws {Deno.errors.PermissionDenied} If the user may not write to it.
+ * @throws {Deno.errors.NotCapable} If Deno may not write to it.
+ * @throws {Error} A platform-specific error if the disk is full or read-only.
  *
  * @example A fixture
  * ```ts
@@ -91,79 +93,81 @@ export async function open(projectDir: string | URL): Promise<Dir> {
  * ```
  */
 export async function openTemp(): Promise<Dir> {
-  const project = makeTemp();
-  const dir = makeDir(project, true); // from here on, an exit removes it
+  const project = createTempProject();
+  const cog = construct(project);
+  cog.defer(ownTree(project));
   try {
-    await makeRoot(project);
+    createRoot(project);
+    return cog;
   } catch (error) {
-    await dir.close();
+    await cog.close();
     throw error;
   }
-  return dir;
 }
 
-// Only these two make a Dir: TypeScript keeps others from its constructor, and
-// the key does so where there is none.
-let makeDir: (project: string, temporary: boolean) => Dir;
-const KEY = Symbol();
+/** The way to the private constructor: only this module uses it. */
+let construct: (project: string) => Dir;
 
 /**
- * A handle on a project's `.cog/`, from {@linkcode open} or
+ * A handle on the `.cog/` of a project, from {@linkcode open} or
  * {@linkcode openTemp}.
  *
- * The names that its methods take are relative to `.cog/` and stay inside it.
- * A name that is absolute, begins with a drive letter, leaves the directory by
- * `..` or holds a NUL is refused, as is `cog.lock` in any case and all below
- * it, and a part of the form `.scratch-new-UUID` or `.scratch-old-UUID`; on
- * Windows also a part with a colon or `~1` in it, with a dot or space at its
- * end, or like `nul.txt` a device's, for it may be another name there. Nothing
- * on disk is touched then.
+ * Names are relative to `.cog/` and stay inside it. A refused name gives a
+ * `TypeError` before anything on disk is touched. Refused are:
  *
- * Once it is being closed, every method but `close` fails with
+ * - an absolute path, and a name that begins with a drive letter
+ * - a name that leads out by `..`
+ * - a NUL in the name
+ * - `cog.lock` in any case, and all names below it
+ * - a part of the form `.scratch-UUID`
+ * - on Windows, a part with a colon or `~1` in it, a part that ends in a dot or
+ *   a space, and a device such as `nul.txt`
+ *
+ * A long-lived program opens a handle for each piece of work, since a handle
+ * keeps all of its scratch until it closes.
+ *
+ * After `close()` every other method fails with
  * {@linkcode Deno.errors.BadResource}.
  */
 export class Dir implements AsyncDisposable {
   /** The absolute path of `.cog/`. */
   readonly root: string;
-  /** The absolute path of the project, the directory that `.cog/` is in. */
+  /** The absolute path of the project that contains `.cog/`. */
   readonly projectDir: string;
 
   readonly #cleanups = new AsyncDisposableStack();
   readonly #closing = new AbortController();
-  readonly #removals = new Map<string, () => string>();
+  readonly #waits = new Set<(reason: Error) => void>();
   #closed: Promise<void> | undefined;
   #held: Release | undefined;
-  readonly #waits = new Set<(reason: Error) => void>();
 
   static {
-    makeDir = (project, temporary) => new Dir(KEY, project, temporary);
+    construct = (project) => new Dir(project);
   }
 
-  private constructor(key: symbol, project: string, temporary: boolean) {
-    if (key !== KEY) {
-      throw new TypeError("Cannot construct a Dir: call open() or openTemp()");
-    }
+  /** @ignore */
+  private constructor(project: string) {
     this.projectDir = project;
     this.root = resolve(project, NAME);
-    // How a close ends, the last line first.
-    this.#cleanups.defer(() => this.#held?.());
-    this.#cleanups.defer(() => removeEventListener("unload", this.#removeNow));
-    if (temporary) this.#removeOnClose(project, () => project);
+    this.#cleanups.defer(() => this.#held?.()); // runs last
   }
 
   /**
-   * Makes a subdirectory, with its parents, unless it exists. Symbolic links on
-   * the way are followed.
+   * Creates a subdirectory, with its parents, unless it exists.
+   *
+   * Symbolic links are followed.
    *
    * Requires `--allow-read` and `--allow-write` for the project.
    *
-   * @param name The name of the directory: `""` and `"."` are `.cog/` itself.
+   * @param name The name of the directory. `""` and `"."` are `.cog/` itself.
    * @returns Its absolute path.
    *
    * @throws {TypeError} If the name is refused, see {@linkcode Dir}.
    * @throws {Deno.errors.BadResource} If this handle is closed.
-   * @throws {Deno.errors.AlreadyExists} If a file has the name, and whatever
-   * other error the platform has where the directory cannot be made.
+   * @throws {Deno.errors.AlreadyExists} If a file has the name.
+   * @throws {Deno.errors.NotADirectory} If a parent is a file.
+   * @throws {Error} A platform-specific error if the directory cannot be created
+   * for another reason.
    *
    * @example Usage
    * ```ts
@@ -176,12 +180,15 @@ export class Dir implements AsyncDisposable {
    */
   // deno-lint-ignore require-await -- so that errors reject, as the signature says
   async path(name: string): Promise<string> {
-    return makePath(this.#resolve("make a directory", name));
+    const path = this.#resolve("create a directory", name);
+    createRoot(this.projectDir);
+    return createPath(path);
   }
 
   /**
-   * Makes the parent directories of a file, but not the file itself. Symbolic
-   * links on the way are followed.
+   * Creates the parent directories of a file, but not the file itself.
+   *
+   * Symbolic links are followed.
    *
    * Requires `--allow-read` and `--allow-write` for the project.
    *
@@ -191,8 +198,10 @@ export class Dir implements AsyncDisposable {
    * @throws {TypeError} If the name is refused, see {@linkcode Dir}, or is
    * `.cog/` itself.
    * @throws {Deno.errors.BadResource} If this handle is closed.
-   * @throws {Deno.errors.NotADirectory} If the parent is a file, and whatever
-   * other error the platform has where it cannot be made.
+   * @throws {Deno.errors.AlreadyExists} If the parent is a file.
+   * @throws {Deno.errors.NotADirectory} If a parent of the parent is a file.
+   * @throws {Error} A platform-specific error if the parent cannot be created for
+   * another reason.
    *
    * @example Usage
    * ```ts
@@ -205,77 +214,106 @@ export class Dir implements AsyncDisposable {
    */
   // deno-lint-ignore require-await -- so that errors reject, as the signature says
   async filePath(name: string): Promise<string> {
-    const path = this.#resolve("make room for a file", name, true);
-    makePath(resolve(path, ".."));
+    const path = this.#resolveBelow("create the parent of a file", name);
+    createRoot(this.projectDir);
+    createPath(resolve(path, ".."));
     return path;
   }
 
   /**
-   * Makes an empty scratch directory. Whatever had its name is wiped first; it
-   * is removed on close, or at `Deno.exit()` or the end of the script, but not
-   * where an uncaught error or a signal ends the process. One made in a worker
-   * is certain to be removed only on close. Parents are made and stay.
+   * Creates an empty scratch directory, which is removed on close.
    *
-   * On close it is removed only if it is still the directory that was made
-   * here: one that somebody else made since under the same name is theirs and
-   * stays. Hold the lock while you use a scratch, and best until this handle is
-   * closed: without it, the next one who takes the same name wipes yours.
+   * Without a name, nobody else gets the directory, and no lock is needed: use
+   * it for a download, or for a file that is then renamed into place. It is on
+   * the same file system as the rest of `.cog/`.
    *
-   * Deleting never follows a symbolic link: one that has the scratch's own name
-   * is removed as a link, and one on the way there is refused. A wipe moves the
-   * old directory aside in one step, as `.scratch-old-` and a UUID beside it,
-   * then deletes that; what a crash or a missing permission leaves there is
-   * deleted by the next `tempPath` beside it that can, or an hour later where it
-   * is not certain that nobody uses it.
+   * With a name, whatever has that name is deleted first. Hold the lock until
+   * this handle closes: without it, the next process that takes the name deletes
+   * your scratch. The name `build` belongs to the `cog` program, which removes
+   * it without the lock: use another. Missing parents are created and stay.
+   *
+   * `Deno.exit()` and the normal end of the script remove scratch too. An
+   * uncaught error or a signal does not: the next `tempPath` in the same `.cog/`
+   * sweeps what is left, except at a name, which the next `tempPath` of that name
+   * does. Closing removes only the directory that was created here, never one
+   * that somebody has put in its place.
+   *
+   * If something cannot be deleted, what is left of it stays at its name.
+   *
+   * Deleting does not follow symbolic links. It enters a mount inside scratch. It
+   * is not safe from somebody who swaps a parent for a symbolic link at that
+   * moment.
+   *
+   * Each scratch holds an open file until this handle closes.
+   *
+   * In a worker, only close is certain to remove scratch. On Windows, and on file
+   * systems where directories cannot be locked, scratch without an owner is swept
+   * after an hour without a change, and so is scratch whose owner did not change
+   * it for that long.
    *
    * Requires `--allow-read` and `--allow-write` for the project.
    *
-   * @param name The name of the scratch directory.
+   * @param name The name of the scratch directory, if it needs one.
    * @returns Its absolute path.
    *
    * @throws {TypeError} If the name is refused, see {@linkcode Dir}, or is
    * `.cog/` itself.
-   * @throws {Deno.errors.BadResource} If this handle is closed.
-   * @throws {Deno.errors.NotADirectory} If the way there leads through a file
-   * or a symbolic link, and whatever other error the platform has where the
-   * directory cannot be made.
+   * @throws {Deno.errors.BadResource} If this handle is closed, also while the
+   * scratch is created.
+   * @throws {Deno.errors.NotADirectory} If a parent is a file or a symbolic link.
+   * @throws {Deno.errors.PermissionDenied} If the user may not delete what has
+   * the name.
+   * @throws {Error} A platform-specific error if the directory cannot be created
+   * for another reason.
    *
-   * @example Usage
+   * @example Stage a build
    * ```ts
    * import { openTemp } from "@cog/dotcog/dir";
    *
    * await using cog = await openTemp();
-   * await cog.lock(); // until cog closes
-   * const build = await cog.tempPath("build");
-   * await Deno.writeTextFile(`${build}/artifact`, "staged");
+   * await cog.lock(); // held until cog closes
+   * const staging = await cog.tempPath("staging");
+   * await Deno.writeTextFile(`${staging}/artifact`, "staged");
+   * ```
+   *
+   * @example Write a file in one step
+   * ```ts
+   * import { openTemp } from "@cog/dotcog/dir";
+   *
+   * await using cog = await openTemp();
+   * const scratch = await cog.tempPath();
+   * await Deno.writeTextFile(`${scratch}/manifest.json`, "[]");
+   * const manifest = await cog.filePath("cache/manifest.json");
+   * await Deno.rename(`${scratch}/manifest.json`, manifest);
    * ```
    */
-  async tempPath(name: string): Promise<string> {
-    const path = this.#resolve("make scratch", name, true);
-    refuseLinks(this.root, path);
-    const parent = makePath(resolve(path, ".."));
-    // Listed before: what is there later may be this scratch, which another one
-    // that closes has moved away by mistake and is about to put back.
-    const leftovers = findLeftovers(parent);
-    const withdraw = makeScratch(path, leftovers);
-    const swept = sweep(leftovers);
-    this.#cleanups.defer(() => swept); // a close waits for it
-    this.#removeOnClose(path, withdraw);
-    await swept;
-    this.#assertOpen("make scratch");
-    return path;
+  async tempPath(name?: string): Promise<string> {
+    const tried = "create scratch";
+    this.#assertOpen(tried);
+    const path = name === undefined
+      ? undefined
+      : this.#resolveBelow(tried, name);
+    if (path !== undefined) refuseLinks(this.root, path);
+    createRoot(this.projectDir);
+    const created = createScratch(this.root, path);
+    this.#cleanups.defer(() => created.then((it) => it.remove(), () => {}));
+    const scratch = await created;
+    this.#assertOpen(tried);
+    return scratch.path;
   }
 
   /**
-   * Registers a cleanup for close. Cleanups run in reverse order of their
-   * registration, scratch directories among them, each after the one before it
-   * has settled, and all of them even if some fail. They do not run at
-   * `Deno.exit()`, nor at the end of a script that did not close the handle.
+   * Registers a cleanup that close runs.
+   *
+   * Cleanups run in reverse order of registration, and the removal of each
+   * scratch directory takes its turn among them. Each one starts after the one
+   * before has settled. All of them run even if some fail. They do not run at
+   * `Deno.exit()`, or at the end of a script that did not close the handle.
    *
    * Requires no permission.
    *
-   * @param cleanup What to call. It cannot use this handle any more, nor wait
-   * for its close, but a lock that the handle holds is still held.
+   * @param cleanup The function to call. It must not use this handle or wait for
+   * its close. A lock that the handle holds is still held.
    *
    * @throws {Deno.errors.BadResource} If this handle is closed.
    *
@@ -293,9 +331,10 @@ export class Dir implements AsyncDisposable {
   }
 
   /**
-   * Acquires the lock of the whole project, waiting for as long as it takes. It
-   * excludes every other handle, script and `cog` command on this project that
-   * asks for it. Whatever {@linkcode lock} promises holds here.
+   * Acquires the lock that the whole project shares, and waits until it is free.
+   *
+   * It excludes builds and weight imports of the `cog` program, and every script
+   * that asks for it. Everything about {@linkcode lock} holds here.
    *
    * If this handle closes during the wait, the promise rejects at once. But a
    * wait without a signal goes on in the operating system: it keeps the process
@@ -306,15 +345,16 @@ export class Dir implements AsyncDisposable {
    *
    * Requires `--allow-read` and `--allow-write` for the project.
    *
-   * @param options The signal that abandons the wait, and whom to tell of it.
+   * @param options The signal that abandons the wait, and a call to announce it.
    * @returns The release. Closing this handle releases the lock too.
    *
-   * @throws {Deno.errors.BadResource} If this handle is closed, also while it
-   * waits.
+   * @throws {Deno.errors.BadResource} If this handle is closed, also during the
+   * wait.
    * @throws {Deno.errors.NotFound} If `.cog/` was deleted.
-   * @throws {Deno.errors.PermissionDenied} If the lock file may not be opened,
-   * and {@linkcode Deno.errors.NotCapable} if Deno may not.
-   * @throws The signal's own `reason`, once the signal is aborted.
+   * @throws {Deno.errors.PermissionDenied} If the user may not open the lock
+   * file.
+   * @throws {Deno.errors.NotCapable} If Deno may not open it.
+   * @throws The signal's `reason`, if it is aborted before the lock is acquired.
    *
    * @example Usage
    * ```ts
@@ -327,9 +367,8 @@ export class Dir implements AsyncDisposable {
    * });
    * ```
    */
-  async lock(options: LockOptions = {}): Promise<Release> {
+  async lock({ signal, onWait }: LockOptions = {}): Promise<Release> {
     this.#assertOpen("lock");
-    const { signal, onWait } = options;
     const acquired = lock(this.#lockFile, {
       signal: signal && AbortSignal.any([signal, this.#closing.signal]),
       onWait: () => {
@@ -342,7 +381,8 @@ export class Dir implements AsyncDisposable {
     this.#waits.add(closed.reject);
     try {
       const release = await Promise.race([acquired, closed.promise]);
-      return this.#hold(release, signal);
+      signal?.throwIfAborted();
+      return this.#hold(release);
     } catch (error) {
       acquired.then((release) => release(), () => {});
       throw error;
@@ -352,14 +392,15 @@ export class Dir implements AsyncDisposable {
   }
 
   /**
-   * Acquires the lock of the whole project if it is free, and never waits.
+   * Acquires the lock that the whole project shares if it is free, and never
+   * waits.
    *
    * Requires `--allow-read` and `--allow-write` for the project.
    *
    * @returns The release, or `null` if the lock is taken. Closing this handle
    * releases the lock too.
    *
-   * @throws What {@linkcode Dir.lock} throws where it cannot lock at all.
+   * @throws What {@linkcode Dir.lock} throws if it cannot lock at all.
    *
    * @example Usage
    * ```ts
@@ -378,14 +419,15 @@ export class Dir implements AsyncDisposable {
   }
 
   /**
-   * Runs the cleanups, see {@linkcode Dir.defer}, then releases the lock if
-   * this handle holds it. However often it is called, all of that is done once
-   * and every call has the same outcome.
+   * Runs the cleanups, see {@linkcode Dir.defer}, then releases the lock if this
+   * handle holds it.
    *
-   * Requires `--allow-read` and `--allow-write` for the project, if there is
+   * All of that happens once. Every call has the same outcome.
+   *
+   * Requires `--allow-read` and `--allow-write` for the project if there is
    * scratch to remove.
    *
-   * @throws The error of a cleanup that failed; where several did, a
+   * @throws The error of a cleanup that failed. If several fail, a
    * {@linkcode SuppressedError} that holds them all.
    *
    * @example Usage
@@ -419,7 +461,7 @@ export class Dir implements AsyncDisposable {
 
   #closedError(tried: string): Error {
     return new Deno.errors.BadResource(
-      `Cannot ${tried} in ${this.root}: it is closed, open it again`,
+      `Cannot ${tried} in ${this.root}: the handle is closed, open another`,
     );
   }
 
@@ -427,106 +469,60 @@ export class Dir implements AsyncDisposable {
     return resolve(this.root, LOCK_NAME);
   }
 
-  /** Leaves the release to close, too; if it comes too late, releases. */
-  #hold(release: Release, signal?: AbortSignal): Release {
-    for (const end of [signal, this.#closing.signal]) {
-      if (!end?.aborted) continue;
+  /** Has close release the lock too. If that has begun, releases it now. */
+  #hold(release: Release): Release {
+    if (this.#closing.signal.aborted) {
       release();
-      throw end.reason;
+      throw this.#closedError("lock");
     }
     return this.#held = release;
   }
 
-  /**
-   * Has the directory at `path` removed on close, and at the end of the process
-   * if that comes first: from where `withdraw` says that it is by then.
-   */
-  #removeOnClose(path: string, withdraw: () => string): void {
-    const replaced = this.#removals.get(path);
-    this.#removals.set(path, withdraw);
-    addEventListener("unload", this.#removeNow);
-    this.#cleanups.defer(async () => {
-      if (this.#removals.get(path) !== withdraw) return; // it was replaced
-      try {
-        await Deno.remove(withdraw(), { recursive: true });
-      } catch (error) {
-        if (isGone(error)) return;
-        throw explained(`Cannot remove ${path}`, error);
-      }
-    });
-    replaced?.(); // lets go of what it keeps open
-  }
-
-  readonly #removeNow = (): void => {
-    for (const withdraw of this.#removals.values()) {
-      try {
-        Deno.removeSync(withdraw(), { recursive: true });
-      } catch {
-        // Gone already, or nobody is left to be told.
-      }
-    }
-  };
-
-  /** The path of a name, if this is open: not the root where it must be `below`. */
-  #resolve(tried: string, name: string, below = false): string {
+  #resolve(tried: string, name: string): string {
     this.#assertOpen(tried);
-    const path = normalize(name);
-    const parts = path.split(SEPARATOR).filter((part) => part && part !== ".");
-    const reason = name.includes("\0")
-      ? "holds a NUL"
-      : path.startsWith(SEPARATOR)
-      ? "is not relative"
-      : /^[a-z]:/i.test(name)
-      ? "begins with a drive letter"
-      : parts[0] === ".."
-      ? "leads outside"
-      : parts[0]?.toLowerCase() === LOCK_NAME
-      ? "is the lock file's"
-      : below && parts.length === 0
-      ? "is the directory itself"
-      : parts.some((part) => LEFTOVER.test(part))
-      ? "is reserved"
-      : Deno.build.os === "windows" && parts.some((part) => ALIAS.test(part))
-      ? "is another name on Windows"
-      : undefined;
-    if (reason === undefined) return resolve(this.root, ...parts);
+    const reason = refusal(name, WINDOWS);
+    if (reason === undefined) return resolve(this.root, name);
     throw new TypeError(
       `Cannot ${tried} in ${this.root}: the name "${name}" ${reason}`,
     );
   }
-}
 
-// From here on, what does not make a project or delete whole trees is
-// synchronous: for a single step that is quicker than a trip to the thread pool,
-// and neither a close of the same handle nor an exit can come in between two.
-
-/** Windows' other names: streams, short names, ignored ends, devices. */
-const ALIAS =
-  /:|~\d|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d¹²³]) *(\.|$)/i;
-
-function makeTemp(): string {
-  try {
-    return resolve(Deno.makeTempDirSync({ prefix: "cog-" }));
-  } catch (error) {
-    throw explained("Cannot make a temporary directory", error);
+  #resolveBelow(tried: string, name: string): string {
+    const path = this.#resolve(tried, name);
+    if (path !== this.root) return path;
+    throw new TypeError(
+      `Cannot ${tried} in ${this.root}: the name "${name}" is the directory itself`,
+    );
   }
 }
 
-async function makeRoot(project: string): Promise<void> {
+function createTempProject(): string {
+  try {
+    return toPath(Deno.makeTempDirSync({ prefix: "cog-" }));
+  } catch (error) {
+    throw explained(`Cannot create a directory in ${tempDir()}`, error);
+  }
+}
+
+/** The system's temporary directory, by its path if Deno may know that. */
+function tempDir(): string {
+  const variable = WINDOWS ? "TMP" : "TMPDIR";
+  const { state } = Deno.permissions.querySync({ name: "env", variable });
+  const path = state === "granted" ? Deno.env.get(variable) : undefined;
+  return path ?? `the system's temporary directory, see ${variable}`;
+}
+
+function createRoot(project: string): void {
   const root = resolve(project, NAME);
-  const ignore = resolve(root, ".gitignore");
+  const isThere = () => quietly(() => Deno.statSync(root))?.isDirectory;
+  if (isThere()) return;
   try {
-    try {
-      Deno.mkdirSync(root);
-    } catch (error) {
-      if (!(error instanceof Deno.errors.NotFound)) throw error;
-      await ensureDir(project);
-      Deno.mkdirSync(root);
-    }
+    createDirectory(root, project);
   } catch (error) {
-    if (quietly(() => Deno.statSync(root))?.isDirectory) return;
-    throw explained(`Cannot make ${root}`, error);
+    if (isThere()) return; // by now
+    throw explained(`Cannot create ${root}`, error);
   }
+  const ignore = resolve(root, ".gitignore");
   try {
     Deno.writeTextFileSync(ignore, "*\n", { createNew: true });
   } catch (error) {
@@ -537,155 +533,35 @@ async function makeRoot(project: string): Promise<void> {
   }
 }
 
-function makePath(path: string): string {
+/** Asks for the parent only if it must: Deno may not be allowed to see it. */
+function createDirectory(path: string, parent: string): void {
+  try {
+    Deno.mkdirSync(path);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    ensureDirSync(parent);
+    Deno.mkdirSync(path);
+  }
+}
+
+function createPath(path: string): string {
   try {
     Deno.mkdirSync(path, { recursive: true });
     return path;
   } catch (error) {
-    throw explained(`Cannot make directory ${path}`, error);
+    throw explained(`Cannot create ${path}`, error);
   }
 }
 
 function refuseLinks(root: string, path: string): void {
-  for (let way = resolve(path, ".."); way !== root; way = resolve(way, "..")) {
-    if (!quietly(() => Deno.lstatSync(way))?.isSymlink) continue;
-    throw new Deno.errors.NotADirectory(
-      `Cannot make scratch below ${way}: it is a symbolic link, and what is ` +
-        `beyond it is not deleted; name a directory that is not behind one`,
-    );
-  }
-}
-
-/**
- * What is beside scratch for a moment: `new` is on its way to its place or from
- * there, and empty or maybe somebody's; `old` is for anybody to delete.
- */
-const LEFTOVER =
-  /^\.scratch-(new|old)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
-
-/** A name that no one else uses, in the same directory and file system. */
-function beside(path: string, state: "new" | "old"): string {
-  return resolve(path, "..", `.scratch-${state}-${crypto.randomUUID()}`);
-}
-
-/** The paths of what crashes left, none where the directory is unreadable. */
-function findLeftovers(dir: string): string[] {
-  return quietly(() => [...Deno.readDirSync(dir)])
-    ?.filter(({ name }) => LEFTOVER.test(name))
-    .map(({ name }) => resolve(dir, name)) ?? [];
-}
-
-/**
- * Makes a scratch directory, adds what it replaces to the `leftovers`, and gives
- * the function that withdraws it: moves it out of the way, if it is still there,
- * and says where it is to be deleted.
- */
-function makeScratch(path: string, leftovers: string[]): () => string {
-  for (let tries = 1;; tries++) {
-    try {
-      return tryScratch(path, leftovers);
-    } catch (error) {
-      // Without the lock, others can come in between any two steps of it.
-      if (tries < 20) continue;
-      throw explained(`Cannot make scratch ${path}`, error);
+  let parent = resolve(path, "..");
+  while (parent !== root) {
+    if (quietly(() => Deno.lstatSync(parent))?.isSymlink) {
+      throw new Deno.errors.NotADirectory(
+        `Cannot create scratch ${path}: ${parent} is a symbolic link, and ` +
+          `nothing behind one is deleted; use a name without it`,
+      );
     }
+    parent = resolve(parent, "..");
   }
-}
-
-function tryScratch(path: string, leftovers: string[]): () => string {
-  // Made under a name of its own, so that what is marked is what was made, and
-  // moved into place last, so that a failure before that leaves all as it was.
-  const fresh = beside(path, "new");
-  using undo = new DisposableStack();
-  Deno.mkdirSync(fresh);
-  undo.defer(() => quietly(() => Deno.removeSync(fresh)));
-  const made = Deno.lstatSync(fresh);
-  // As long as it is open, no other directory gets its inode number. NTFS gives
-  // none twice, and Windows would let nobody make an open one anew.
-  const pin = Deno.build.os === "windows"
-    ? undefined
-    : undo.use(quietly(() => Deno.openSync(fresh)));
-  const isOurs = ({ dev, ino, birthtime }: Deno.FileInfo) =>
-    dev === made.dev && ino === made.ino &&
-    (pin || birthtime?.getTime() === made.birthtime?.getTime());
-  try {
-    Deno.renameSync(fresh, path);
-  } catch { // most often there is nothing, or an empty directory, at the path
-    const wiped = beside(path, "old");
-    undo.defer(() => quietly(() => Deno.renameSync(wiped, path)));
-    moveAside(path, wiped);
-    Deno.renameSync(fresh, path);
-    leftovers.push(wiped);
-  }
-  undo.move(); // the pin is for the withdrawal to close
-
-  let old: string | undefined;
-  return () => {
-    if (old) return old;
-    old = beside(path, "old");
-    using _pin = pin;
-    try {
-      if (!isOurs(Deno.lstatSync(path))) return old;
-      Deno.renameSync(path, fresh);
-      // Another may have replaced it between those two: it is theirs. Until
-      // that is clear, the name is one that is not swept with its files.
-      const ours = isOurs(Deno.lstatSync(fresh));
-      Deno.renameSync(fresh, ours ? old : path);
-    } catch (error) {
-      if (!isGone(error)) throw error;
-    }
-    return old;
-  };
-}
-
-/** Takes what has the name out of the way of a scratch that is to replace it. */
-function moveAside(path: string, aside: string): void {
-  try {
-    Deno.renameSync(path, aside);
-  } catch (error) {
-    if ((error as { code?: string }).code === "EXDEV") {
-      // Overlay file systems do not rename a directory of a lower layer, such
-      // as one that a container image brought along.
-      Deno.removeSync(path, { recursive: true });
-    } else if (!isGone(error)) {
-      throw error;
-    }
-  }
-}
-
-/** Deletes quietly: others may do the same, and the next one tries again. */
-async function sweep(leftovers: string[]): Promise<void> {
-  await Promise.allSettled(leftovers.map(async (path) => {
-    if (/\.scratch-old-[-0-9a-f]+$/.test(path) || await isForgotten(path)) {
-      await Deno.remove(path, { recursive: true });
-    }
-  }));
-}
-
-/** Whether a crash left it there an hour ago, so that nobody can be using it. */
-async function isForgotten(path: string): Promise<boolean> {
-  const { ctime } = await Deno.lstat(path);
-  return ctime !== null && Date.now() - ctime.getTime() > 60 * 60 * 1000;
-}
-
-/** Whether there is nothing at the path any more. */
-function isGone(error: unknown): boolean {
-  return error instanceof Deno.errors.NotFound ||
-    error instanceof Deno.errors.NotADirectory;
-}
-
-function quietly<T>(attempt: () => T): T | undefined {
-  try {
-    return attempt();
-  } catch {
-    return undefined;
-  }
-}
-
-/** The same class of error, saying what was tried. */
-function explained(tried: string, error: unknown): Error {
-  const { constructor, message } = error as Error;
-  return new (constructor as ErrorConstructor)(`${tried}: ${message}`, {
-    cause: error,
-  });
 }

@@ -3,7 +3,7 @@ import { assertEquals } from "@std/assert/equals";
 import * as dir from "../dir.ts";
 import * as lock from "../lock.ts";
 import * as mod from "../mod.ts";
-import { RESOLUTION, script } from "./support.ts";
+import { Peer, RESOLUTION, scene, script } from "./support.ts";
 
 Deno.test("mod.ts exports all of dir.ts and lock.ts", () => {
   assertEquals(
@@ -16,6 +16,25 @@ Deno.test("mod.ts exports all of dir.ts and lock.ts", () => {
 Deno.test("importing mod.ts needs no permission, and keeps nothing alive", async () => {
   await using child = script(`console.log("imported");`, [], []);
   assertEquals(await child.line(), "imported");
+  assertEquals((await child.ended()).code, 0);
+});
+
+Deno.test("importing mod.ts and open() leave node:process unloaded", async () => {
+  using dir = scene();
+  const mod = import.meta.resolve("../mod.ts");
+  const code = `
+    Object.defineProperty(globalThis, "process", {
+      get: () => { throw new Error("somebody reads globalThis.process"); },
+    });
+    const { open } = await import("${mod}");
+    await using cog = await open(".");
+    await cog.lock();
+    await cog.tempPath("staging");
+    console.log(cog.projectDir);`;
+  const url = `data:application/typescript,${encodeURIComponent(code)}`;
+  const args = ["run", "--quiet", "--allow-all", ...RESOLUTION, url];
+  await using child = new Peer(Deno.execPath(), args, { cwd: dir.path });
+  assertEquals(await child.line(), dir.path);
   assertEquals((await child.ended()).code, 0);
 });
 

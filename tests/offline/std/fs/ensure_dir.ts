@@ -1,3 +1,3 @@
-export async function ensureDir(dir: string | URL): Promise<void> {
-  await Deno.mkdir(dir, { recursive: true });
+export function ensureDirSync(dir: string): void {
+  Deno.mkdirSync(dir, { recursive: true });
 }

@@ -1,0 +1,27 @@
+import { normalize as posixNormalize } from "@std/path/posix/normalize";
+import { normalize as windowsNormalize } from "@std/path/windows/normalize";
+import { isReserved } from "./_scratch.ts";
+
+/** The name of the lock file inside the state directory. */
+export const LOCK_NAME = "cog.lock";
+
+/** Windows' other names: streams, short names, ignored ends, devices. */
+const ALIAS =
+  /:|~\d|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d¹²³]) *(\.|$)/i;
+
+/** Why a name inside `.cog/` is refused on such a system, or `undefined`. */
+export function refusal(name: string, windows: boolean): string | undefined {
+  const path = windows ? windowsNormalize(name) : posixNormalize(name);
+  const separator = windows ? "\\" : "/";
+  const parts = path.split(separator).filter((part) => part && part !== ".");
+  if (name.includes("\0")) return "contains a NUL";
+  if (path.startsWith(separator)) return "is absolute";
+  if (/^[a-z]:/i.test(name)) return "begins with a drive letter";
+  if (parts[0] === "..") return "leads outside";
+  if (parts[0]?.toLowerCase() === LOCK_NAME) return "is the lock file's";
+  if (parts.some(isReserved)) return "is reserved for scratch";
+  if (windows && parts.some((part) => ALIAS.test(part))) {
+    return "is another name on Windows";
+  }
+  return undefined;
+}

@@ -1,0 +1,243 @@
+import { explained, isGone, quietly } from "./_error.ts";
+import { isSame } from "./_identity.ts";
+import { resolve, WINDOWS } from "./_path.ts";
+
+const RECURSIVE = { recursive: true };
+
+const RESERVED = /^\.scratch-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/i;
+
+/** Whether a name has the form that only scratch has. */
+export function isReserved(name: string): boolean {
+  return RESERVED.test(name);
+}
+
+/** A path in `parent` that nobody else uses. */
+function reserve(parent: string): string {
+  return resolve(parent, `.scratch-${crypto.randomUUID()}`);
+}
+
+/** An empty directory of one's own. */
+export interface Scratch {
+  readonly path: string;
+  /** Removes the directory, if it is still the one at the path. */
+  remove(): Promise<void>;
+}
+
+/**
+ * Creates scratch: at `path`, after deleting what exists there, or else at a
+ * reserved path in `root`. Sweeps what crashes left beside both.
+ */
+export async function createScratch(
+  root: string,
+  path?: string,
+): Promise<Scratch> {
+  const parent = path === undefined ? root : resolve(path, "..");
+  const swept = Promise.all([...new Set([root, parent])].map(sweep));
+  try {
+    for (let tries = 1;; tries++) {
+      if (path !== undefined) await wipe(path);
+      const own = reserve(parent);
+      await createDirectory(own, swept);
+      try {
+        return place(own, path ?? own, swept);
+      } catch (error) {
+        if (tries === 20 || !isRace(error)) throw error;
+      }
+    }
+  } catch (error) {
+    await swept;
+    throw explained(`Cannot create scratch ${path ?? `in ${root}`}`, error);
+  }
+}
+
+/** Deletes what exists at the path, after it has left that in one step. */
+async function wipe(path: string): Promise<void> {
+  const aside = moveAside(path, reserve(resolve(path, "..")));
+  if (aside) await deleteTree(aside, path);
+}
+
+async function createDirectory(
+  path: string,
+  swept: Promise<unknown>,
+): Promise<void> {
+  try {
+    Deno.mkdirSync(path, RECURSIVE);
+  } catch (error) {
+    if (!isFull(error)) throw error;
+    await swept; // it may be what fills the disk
+    Deno.mkdirSync(path, RECURSIVE);
+  }
+}
+
+/**
+ * Makes a new directory somebody's, and moves it from its `own` reserved path
+ * to its `path`. Synchronous, so that no exit comes in between.
+ *
+ * The scratch lives as long as its handle. That is locked, so that others can
+ * tell whether a directory at a reserved path is still somebody's.
+ */
+function place(own: string, path: string, swept: Promise<unknown>): Scratch {
+  using undo = new DisposableStack();
+  undo.defer(() => quietly(() => Deno.removeSync(own)));
+  const created = Deno.lstatSync(own);
+  const handle = WINDOWS ? undefined : undo.use(Deno.openSync(own));
+  if (handle && tryLock(handle) === false) {
+    throw new Deno.errors.Busy(`${own} is being swept`);
+  }
+  Deno.renameSync(own, path);
+  undo.move();
+
+  let aside: string | undefined;
+  let withdrawn = false;
+  const withdraw = () => {
+    if (withdrawn) return aside;
+    withdrawn = true;
+    if (isAt(path)) {
+      const moved = moveAside(path, own);
+      if (moved && isAt(moved)) return aside = moved;
+      // Another one took its place between these two steps, and gets it back.
+      if (moved) quietly(() => Deno.renameSync(moved, path));
+    }
+    handle?.[Symbol.dispose]();
+    return undefined;
+  };
+  const isAt = (place: string) => {
+    try {
+      return isSame(handle?.statSync() ?? created, Deno.lstatSync(place));
+    } catch (error) {
+      if (isGone(error)) return false;
+      throw error;
+    }
+  };
+
+  const replaced = exits.get(path);
+  atExit(path, withdraw);
+  replaced?.(); // has lost its place, and so closes its handle
+
+  return {
+    path,
+    async remove() {
+      await swept;
+      try {
+        const moved = withdraw();
+        if (moved) await deleteTree(moved, path);
+      } catch (error) {
+        throw explained(`Cannot remove ${path}`, error);
+      } finally {
+        handle?.[Symbol.dispose]();
+        forget(path, withdraw);
+      }
+    },
+  };
+}
+
+/** Where a tree is to be deleted, if it still is. */
+type Withdraw = () => string | undefined;
+
+/** The trees that an exit deletes, by their paths. */
+const exits = new Map<string, Withdraw>();
+
+function deleteAll(): void {
+  for (const withdraw of exits.values()) {
+    quietly(() => {
+      const path = withdraw();
+      if (path) Deno.removeSync(path, RECURSIVE);
+    });
+  }
+}
+
+/** Has an exit delete the tree that was at the path. */
+function atExit(path: string, withdraw: Withdraw): void {
+  exits.set(path, withdraw);
+  addEventListener("unload", deleteAll);
+}
+
+function forget(path: string, withdraw: Withdraw): void {
+  if (exits.get(path) === withdraw) exits.delete(path);
+  if (exits.size === 0) removeEventListener("unload", deleteAll);
+}
+
+/** Has an exit delete the tree at the path, and returns what does so earlier. */
+export function ownTree(path: string): () => Promise<void> {
+  atExit(path, () => path);
+  return async () => {
+    try {
+      await deleteTree(path, path);
+    } catch (error) {
+      throw explained(`Cannot remove ${path}`, error);
+    }
+  };
+}
+
+/** Deletes a tree, or returns what is left of it to its path. */
+async function deleteTree(aside: string, path: string): Promise<void> {
+  const withdraw = () => aside;
+  atExit(aside, withdraw);
+  try {
+    await Deno.remove(aside, RECURSIVE);
+  } catch (error) {
+    if (isGone(error)) return;
+    if (!exists(path)) quietly(() => Deno.renameSync(aside, path));
+    throw error;
+  } finally {
+    forget(aside, withdraw);
+  }
+}
+
+/** Moves what exists at the path; returns where it is then, if anywhere. */
+function moveAside(path: string, aside: string): string | undefined {
+  try {
+    Deno.renameSync(path, aside);
+    return aside;
+  } catch (error) {
+    if (isGone(error)) return undefined;
+    // An overlay moves no directory of a lower layer, a full btrfs none at all.
+    if (codeOf(error) === "EXDEV" || isFull(error)) return path;
+    throw error;
+  }
+}
+
+/** Deletes what nobody uses any more at the reserved paths in a directory. */
+async function sweep(parent: string): Promise<void> {
+  const entries = await Array.fromAsync(Deno.readDir(parent)).catch(() => []);
+  for (const { name, isDirectory } of entries) {
+    const path = resolve(parent, name);
+    if (!isReserved(name) || exits.has(path)) continue;
+    // Only what an owner has opened is a directory: the rest is on its way out.
+    using handle = isDirectory ? quietly(() => Deno.openSync(path)) : undefined;
+    const isFree = handle && tryLock(handle);
+    if (isFree ?? (!isDirectory || isOld(path))) {
+      await Deno.remove(path, RECURSIVE).catch(() => {});
+    }
+  }
+}
+
+/** Whether the lock was got: `undefined` where directories have no locks. */
+function tryLock(directory: Deno.FsFile): boolean | undefined {
+  return quietly(() => directory.tryLockSync(true));
+}
+
+/** Whether it was left an hour ago, where no lock tells whose it is. */
+function isOld(path: string): boolean {
+  const changed = quietly(() => Deno.lstatSync(path))?.ctime;
+  return !!changed && Date.now() - changed.getTime() > 60 * 60 * 1000;
+}
+
+/** Whether others, who are not excluded by a lock, can be the cause. */
+function isRace(error: unknown): boolean {
+  return isGone(error) || error instanceof Deno.errors.AlreadyExists ||
+    error instanceof Deno.errors.Busy || codeOf(error) === "ENOTEMPTY" ||
+    WINDOWS && error instanceof Deno.errors.PermissionDenied;
+}
+
+function isFull(error: unknown): boolean {
+  return ["ENOSPC", "EDQUOT"].includes(codeOf(error) ?? "");
+}
+
+function codeOf(error: unknown): string | undefined {
+  return (error as { code?: string }).code;
+}
+
+function exists(path: string): boolean {
+  return quietly(() => Deno.lstatSync(path)) !== undefined;
+}

@@ -1,0 +1,43 @@
+import { assertEquals } from "@std/assert/equals";
+import { refusal } from "../_names.ts";
+
+const RESERVED = `.scratch-${crypto.randomUUID()}`;
+
+/** Why names are refused, on this or that system. */
+const REFUSALS: [reason: string, names: string[], systems?: string][] = [
+  ["contains a NUL", ["a\0b", "\0"]],
+  ["is absolute", ["/", "/etc", "//x"]],
+  ["is absolute", ["\\x", "\\\\host\\share", "\\\\?\\C:\\x"], "windows"],
+  ["begins with a drive letter", ["c:", "C:x", "c:/x", "C:\\x"]],
+  ["leads outside", ["..", "../x", "a/../../x", "../.cog/x"]],
+  ["leads outside", ["..\\x", "a\\..\\..\\x"], "windows"],
+  ["is the lock file's", ["cog.lock", "./COG.Lock", "cog.lock/x"]],
+  ["is the lock file's", ["a\\..\\cog.lock", "cog.lock\\x"], "windows"],
+  ["is reserved for scratch", [RESERVED, `a/${RESERVED}`, `${RESERVED}/a/b`]],
+  [
+    "is another name on Windows",
+    ["cog.lock.", "cog.lock ", "ab:c", "...", "x/... ", "a./b", "COG~1.LOC"]
+      .concat("nul", "a/COM1", "Lpt9.txt/b", "aux .c", "a/../C:x"),
+    "windows",
+  ],
+];
+
+for (const [reason, names, systems = "every system"] of REFUSALS) {
+  Deno.test(`refusal() says on ${systems} of ${names.length} names: ${reason}`, () => {
+    for (const name of names) {
+      assertEquals(refusal(name, true), reason);
+      const elsewhere = systems === "windows" ? undefined : reason;
+      assertEquals(refusal(name, false), elsewhere);
+    }
+  });
+}
+
+Deno.test("refusal() has nothing against ordinary names", () => {
+  for (
+    const name of ["", ".", "a/..", "a b", ".hidden", "é…", "-rf", "cog.lock2"]
+      .concat("a/cog.lock", "null", "com", "com10", "a.nul", ".scratch-1")
+  ) {
+    assertEquals(refusal(name, true), undefined);
+    assertEquals(refusal(name, false), undefined);
+  }
+});

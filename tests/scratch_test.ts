@@ -1,0 +1,980 @@
+import { assert } from "@std/assert/assert";
+import { assertEquals } from "@std/assert/equals";
+import { assertRejects } from "@std/assert/rejects";
+import { delay } from "@std/async/delay";
+import { resolve } from "@std/path/resolve";
+import { open, openTemp } from "../dir.ts";
+import {
+  asNobody,
+  CAN_LINK,
+  CAN_MOUNT,
+  exists,
+  has,
+  HAS_PROC,
+  HAS_STRACE,
+  IS_ROOT,
+  names,
+  onTmpfs,
+  openFiles,
+  replace,
+  scene,
+  script,
+  until,
+  WINDOWS,
+} from "./support.ts";
+
+const { BadResource, NotADirectory, PermissionDenied } = Deno.errors;
+
+/** The names in a directory that only scratch can have. */
+function reserved(path: string): string[] {
+  return names(path).filter((name) => name.startsWith(".scratch-"));
+}
+
+/** The path of scratch that nobody owns, as a crash leaves it. */
+function leftover(root: string): string {
+  const path = resolve(root, `.scratch-${crypto.randomUUID()}`);
+  Deno.mkdirSync(resolve(path, "sub"), { recursive: true });
+  return path;
+}
+
+// With a name
+
+Deno.test("tempPath() deletes what has the name, and close removes it", async () => {
+  await using cog = await openTemp();
+  const old = resolve(await cog.path("x/staging/deep"), "file");
+  Deno.writeTextFileSync(old, "");
+  const again = await open(cog.projectDir);
+  const path = await again.tempPath("x/staging");
+  assertEquals(path, resolve(cog.root, "x", "staging"));
+  assertEquals(names(path), []);
+  Deno.writeTextFileSync(resolve(path, "file"), "");
+  await again.close();
+  assertEquals(names(resolve(path, "..")), []);
+});
+
+Deno.test("tempPath() deletes a file that has the name", async () => {
+  await using cog = await openTemp();
+  Deno.writeTextFileSync(await cog.filePath("staging"), "");
+  const path = await cog.tempPath("staging");
+  assertEquals(Deno.statSync(path).isDirectory, true);
+  assertEquals(names(cog.root), [".gitignore", "staging"]);
+});
+
+Deno.test("tempPath() of one name many times gives an empty directory each time, and one open file", async () => {
+  await using cog = await openTemp();
+  const inner = await open(cog.projectDir);
+  const files = HAS_PROC ? openFiles().length : 0;
+  for (let i = 0; i < 5; i++) {
+    const path = await inner.tempPath("staging");
+    assertEquals(names(path), []);
+    Deno.writeTextFileSync(resolve(path, "file"), "");
+  }
+  if (files) assertEquals(openFiles().length, files + 1);
+  await inner.close();
+  assertEquals(names(cog.root), [".gitignore"]);
+});
+
+Deno.test("path() and tempPath() leave the mode to the umask", {
+  ignore: WINDOWS,
+}, async () => {
+  using dir = scene();
+  await using child = script(
+    `Deno.umask(0o002);
+     await using cog = await open(args[0]);
+     for (const path of [cog.root, await cog.path("p"), await cog.tempPath("t")]) {
+       console.log((Deno.statSync(path).mode & 0o777).toString(8));
+     }`,
+    [dir.path],
+  );
+  for (let i = 0; i < 3; i++) assertEquals(await child.line(), "775");
+});
+
+Deno.test("tempPath() that is under way when its handle closes rejects, and leaves nothing", async () => {
+  await using outer = await openTemp();
+  const cog = await open(outer.projectDir);
+  Deno.writeTextFileSync(await cog.filePath("staging/file"), "");
+  const { remove } = Deno;
+  using _ = replace(Deno, "remove", async (path, options) => {
+    Deno.remove = remove;
+    await delay(50); // what is wiped, unlike the scratch, has many files
+    await remove(path, options);
+  });
+  const scratch = cog.tempPath("staging");
+  const refused = assertRejects(() => scratch, BadResource);
+  await cog.close();
+  assertEquals(names(outer.root), [".gitignore"]);
+  await refused;
+});
+
+Deno.test("tempPath() tells a name that is too long at once", {
+  ignore: !HAS_STRACE,
+}, async () => {
+  await using cog = await openTemp();
+  const trace = resolve(cog.projectDir, "trace");
+  const calls = "trace=mkdir,mkdirat,rename,renameat,renameat2,rmdir";
+  const under = ["strace", "-f", "-qq", "-o", trace, "-e", calls];
+  const { root } = cog;
+  await using child = script(
+    `await using cog = await open(args[0]);
+     await cog.tempPath("x".repeat(300)).catch((error) =>
+       console.log(error.code, error.message));`,
+    [cog.projectDir],
+    undefined,
+    { under },
+  );
+  const line = await child.line();
+  const expected = `ENAMETOOLONG Cannot create scratch ${root}/x`;
+  assert(line.startsWith(expected), line);
+  await child.ended();
+  const made = Deno.readTextFileSync(trace).split("\n")
+    .filter((line) => line.includes(root));
+  assert(made.length <= 2, made.join("\n"));
+});
+
+// Without a name
+
+Deno.test("tempPath() without a name gives a new empty directory in .cog each time, and close removes it", async () => {
+  await using outer = await openTemp();
+  const cog = await open(outer.projectDir);
+  const paths = new Set<string>();
+  for (let i = 0; i < 20; i++) {
+    const path = await cog.tempPath();
+    assertEquals(resolve(path, ".."), cog.root);
+    assertEquals(names(path), []);
+    Deno.writeTextFileSync(resolve(path, "file"), "");
+    paths.add(path);
+  }
+  assertEquals(paths.size, 20);
+  await cog.close();
+  assertEquals(names(outer.root), [".gitignore"]);
+});
+
+Deno.test("tempPath() without a name is on the disk of the caches: a file is renamed into place", async () => {
+  await using cog = await openTemp();
+  const file = resolve(await cog.tempPath(), "manifest.json");
+  Deno.writeTextFileSync(file, "[]");
+  const manifest = await cog.filePath("cache/manifest.json");
+  Deno.renameSync(file, manifest);
+  assertEquals(Deno.readTextFileSync(manifest), "[]");
+});
+
+/** A process that takes scratch and never sees a file that is not its own. */
+const OWNER = `
+  const name = args[1] === "" ? undefined : args[1] + Deno.pid;
+  await using cog = await open(args[0]);
+  const scratch = [];
+  for (let i = 0; i < Number(args[2]); i++) {
+    const path = await cog.tempPath(name && name + i);
+    if ([...Deno.readDirSync(path)].length) throw new Error("not empty");
+    Deno.writeTextFileSync(path + "/" + Deno.pid, "");
+    scratch.push(path);
+    if (i === 20) console.log("at work");
+    for (const path of scratch) {
+      const [file, ...rest] = [...Deno.readDirSync(path)];
+      if (rest.length || file?.name !== String(Deno.pid)) {
+        console.log("not its own: " + path);
+        Deno.exit(1);
+      }
+    }
+  }
+  console.log("done");`;
+
+Deno.test("tempPath() a hundred times in each of ten processes: none sees another's, none is swept", async () => {
+  using dir = scene();
+  await using stack = new AsyncDisposableStack();
+  const owners = Array.from(
+    { length: 10 },
+    (_, i) => stack.use(script(OWNER, [dir.path, i % 2 ? "own" : "", "100"])),
+  );
+  for (const owner of owners) {
+    assertEquals(await owner.line(), "at work");
+    assertEquals(await owner.line(), "done");
+  }
+  for (const owner of owners) await owner.ended();
+  assertEquals(names(resolve(dir.path, ".cog")), [".gitignore"]);
+});
+
+Deno.test("tempPath() sweeps what killed processes leave, and nothing of a neighbour's", async () => {
+  using dir = scene();
+  const root = resolve(dir.path, ".cog");
+  await using neighbour = script(
+    `await using cog = await open(args[0]);
+     const scratch = [await cog.tempPath(), await cog.tempPath("neighbour")];
+     for (const path of scratch) Deno.writeTextFileSync(path + "/file", "");
+     console.log("staged");
+     await heard();
+     console.log(scratch.flatMap((path) => [...Deno.readDirSync(path)]).length);`,
+    [dir.path],
+  );
+  await neighbour.line();
+  for (let round = 0; round < 10; round++) {
+    await using stack = new AsyncDisposableStack();
+    const owners = Array.from(
+      { length: 5 },
+      () => stack.use(script(OWNER, [dir.path, "", "100000"])),
+    );
+    for (const owner of owners) await owner.line();
+    for (const owner of owners) owner.kill();
+    for (const owner of owners) await owner.ended();
+    assert(reserved(root).length > 100, "nothing was left to sweep");
+    await using cog = await open(dir.path);
+    await cog.tempPath("other");
+    await cog.close();
+    assertEquals(reserved(root).length, 1); // the neighbour's
+  }
+  await neighbour.go();
+  assertEquals(await neighbour.line(), "2");
+  await neighbour.ended();
+  assertEquals(names(root), [".gitignore"]);
+});
+
+// Symbolic links
+
+Deno.test("tempPath() refuses a way that leads through a symbolic link", {
+  ignore: !CAN_LINK,
+}, async () => {
+  using dir = scene();
+  await using cog = await open(resolve(dir.path, "project"));
+  const outside = resolve(dir.path, "outside");
+  Deno.mkdirSync(resolve(outside, "staging"), { recursive: true });
+  Deno.writeTextFileSync(resolve(outside, "staging", "file"), "kept");
+  Deno.symlinkSync(outside, resolve(cog.root, "cache"));
+  Deno.mkdirSync(resolve(cog.root, "a"));
+  Deno.symlinkSync("..", resolve(cog.root, "a", "up"));
+  for (
+    const name of ["cache/staging", "cache/new", "cache/new/x", "a/up/cog.lock"]
+  ) {
+    await assertRejects(
+      () => cog.tempPath(name),
+      NotADirectory,
+      "symbolic link",
+    );
+  }
+  assertEquals(names(outside), ["staging"]);
+  assertEquals(names(resolve(outside, "staging")), ["file"]);
+});
+
+Deno.test(
+  "tempPath() deletes a symbolic link with the scratch's own name as a link, and so does close one inside",
+  {
+    ignore: !CAN_LINK,
+  },
+  async () => {
+    using dir = scene();
+    const cog = await open(resolve(dir.path, "project"));
+    const outside = resolve(dir.path, "outside");
+    Deno.mkdirSync(outside);
+    Deno.writeTextFileSync(resolve(outside, "file"), "kept");
+    Deno.symlinkSync(outside, resolve(cog.root, "staging"));
+    const scratch = await cog.tempPath("staging");
+    assertEquals(Deno.lstatSync(scratch).isSymlink, false);
+    assertEquals(names(scratch), []);
+    Deno.symlinkSync(outside, resolve(scratch, "link"));
+    await cog.close();
+    assertEquals(names(cog.root), [".gitignore"]);
+    assertEquals(names(outside), ["file"]);
+  },
+);
+
+// What is somebody else's
+
+Deno.test("close() leaves a scratch that another created again at once, with its files", async () => {
+  await using outer = await openTemp();
+  for (let i = 0; i < 200; i++) {
+    const cog = await open(outer.projectDir);
+    const scratch = await cog.tempPath(`staging${i}`);
+    // The same inode number in the same millisecond, unless something keeps it.
+    Deno.removeSync(scratch, { recursive: true });
+    Deno.mkdirSync(scratch);
+    Deno.writeTextFileSync(resolve(scratch, "theirs"), "");
+    await cog.close();
+    assertEquals(names(scratch), ["theirs"]);
+  }
+});
+
+Deno.test("close() leaves a scratch that another handle took since, which removes it when it closes", async () => {
+  await using outer = await openTemp();
+  const a = await open(outer.projectDir);
+  const b = await open(outer.projectDir);
+  await a.tempPath("staging");
+  const scratch = await b.tempPath("staging");
+  Deno.writeTextFileSync(resolve(scratch, "theirs"), "");
+  await a.close();
+  assertEquals(names(scratch), ["theirs"]);
+  await b.close();
+  assertEquals(names(outer.root), [".gitignore"]);
+});
+
+Deno.test(
+  "close() leaves a scratch that was moved away or replaced by a link",
+  {
+    ignore: !CAN_LINK,
+  },
+  async () => {
+    await using outer = await openTemp();
+    const cog = await open(outer.projectDir);
+    const moved = resolve(outer.root, "moved");
+    Deno.renameSync(await cog.tempPath("a"), moved);
+    const linked = await cog.tempPath("b");
+    Deno.removeSync(linked);
+    Deno.symlinkSync(moved, linked);
+    Deno.writeTextFileSync(resolve(moved, "file"), "kept");
+    await cog.close();
+    assertEquals(names(outer.root), [".gitignore", "b", "moved"]);
+    assertEquals(names(moved), ["file"]);
+  },
+);
+
+Deno.test("close() puts back a scratch that was replaced at that moment, with its files", async () => {
+  await using outer = await openTemp();
+  const cog = await open(outer.projectDir);
+  const scratch = await cog.tempPath("staging");
+  const { renameSync } = Deno;
+  {
+    using _ = replace(Deno, "renameSync", (from, to) => {
+      Deno.renameSync = renameSync;
+      Deno.removeSync(scratch);
+      Deno.mkdirSync(scratch);
+      Deno.writeTextFileSync(resolve(scratch, "theirs"), "");
+      renameSync(from, to);
+    });
+    await cog.close();
+  }
+  assertEquals(names(outer.root), [".gitignore", "staging"]);
+  assertEquals(names(scratch), ["theirs"]);
+});
+
+Deno.test(
+  "close() leaves a scratch that another created again, where numbers come back",
+  {
+    ignore: !has("bindfs") || !IS_ROOT,
+  },
+  async () => {
+    using dir = scene();
+    const [from, to] = ["from", "to"].map((name) => resolve(dir.path, name));
+    for (const path of [from, to]) Deno.mkdirSync(path);
+    const run = (command: string, ...args: string[]) =>
+      assert(new Deno.Command(command, { args }).outputSync().success, command);
+    run("bindfs", from, to);
+    try {
+      for (let i = 0; i < 20; i++) {
+        const cog = await open(to);
+        const scratch = await cog.tempPath("staging");
+        Deno.removeSync(scratch);
+        Deno.mkdirSync(scratch);
+        Deno.writeTextFileSync(resolve(scratch, "theirs"), "");
+        await cog.close();
+        assertEquals(names(scratch), ["theirs"]);
+      }
+    } finally {
+      run("fusermount", "-u", to);
+    }
+  },
+);
+
+Deno.test("tempPath() starts again where another process begins to sweep what it has just created", async () => {
+  await using cog = await openTemp();
+  const { openSync } = Deno;
+  const opened: string[] = [];
+  using _ = replace(Deno, "openSync", (path, options) => {
+    opened.push(`${path}`);
+    if (opened.length === 1) {
+      const sweeper = openSync(path);
+      sweeper.tryLockSync(true);
+      queueMicrotask(() => sweeper.close());
+    }
+    return openSync(path, options);
+  });
+  assertEquals(names(await cog.tempPath("staging")), []);
+  assertEquals(new Set(opened).size, 2);
+  assertEquals(reserved(cog.root), []);
+});
+
+Deno.test("close() takes what is gone already for removed", async () => {
+  const outer = await openTemp();
+  const cog = await open(outer.projectDir);
+  Deno.removeSync(await cog.tempPath("staging"));
+  for (const name of ["a", "b"]) {
+    await cog.tempPath(`${name}/scratch`);
+    Deno.removeSync(resolve(cog.root, name), { recursive: true });
+  }
+  Deno.writeTextFileSync(resolve(cog.root, "b"), "a file now");
+  await cog.close();
+  Deno.removeSync(outer.projectDir, { recursive: true });
+  await outer.close();
+});
+
+// Failures
+
+Deno.test("tempPath() that cannot move what has the name leaves it, and nothing of its own", async () => {
+  await using cog = await openTemp();
+  const file = await cog.filePath("staging/file");
+  Deno.writeTextFileSync(file, "kept");
+  {
+    using _ = replace(Deno, "renameSync", () => {
+      throw new PermissionDenied("as on a disk of somebody else");
+    });
+    await assertRejects(
+      () => cog.tempPath("staging"),
+      PermissionDenied,
+      `Cannot create scratch ${resolve(cog.root, "staging")}`,
+    );
+  }
+  assertEquals(Deno.readTextFileSync(file), "kept");
+  assertEquals(names(cog.root), [".gitignore", "staging"]);
+});
+
+for (const method of ["tempPath", "close"] as const) {
+  Deno.test(
+    `${method}() that may not delete a scratch puts what is left back, and says so each time`,
+    {
+      ignore: !IS_ROOT || !has("setpriv"),
+    },
+    async () => {
+      using dir = scene();
+      const root = resolve(dir.path, ".cog");
+      Deno.chmodSync(dir.path, 0o777);
+      await using child = script(
+        `const tell = (error) => console.log(error.name, error.code, error.message);
+       for (let i = 0; i < 3; i++) {
+         const cog = await open(args[0]);
+         if (i === 0 && args[1] === "close") {
+           console.log(await cog.tempPath("staging"));
+           await heard();
+         } else if (i === 0) {
+           console.log(await cog.path("staging"));
+           await heard();
+           await cog.tempPath("staging").catch(tell);
+         } else {
+           await cog.tempPath("staging").catch(tell);
+         }
+         await cog.close().catch(tell);
+       }`,
+        [dir.path, method],
+        undefined,
+        { under: asNobody(dir.path) },
+      );
+      const path = await child.line();
+      const theirs = resolve(path, "theirs");
+      Deno.mkdirSync(theirs);
+      Deno.writeTextFileSync(resolve(theirs, "file"), "");
+      await child.go();
+      for (let i = 0; i < 3; i++) {
+        const tried = method === "close" && i === 0
+          ? "Cannot remove"
+          : "Cannot create scratch";
+        const line = await child.line();
+        assert(
+          line.startsWith(`PermissionDenied EACCES ${tried} ${path}: `),
+          line,
+        );
+      }
+      await child.ended();
+      assertEquals(names(root), [".gitignore", "staging"]);
+      assertEquals(names(theirs), ["file"]);
+    },
+  );
+}
+
+Deno.test(
+  "close() reports each scratch that cannot be removed by its path, and the others go",
+  {
+    ignore: !IS_ROOT || !has("chattr"),
+  },
+  async () => {
+    await using outer = await openTemp();
+    const cog = await open(outer.projectDir);
+    await cog.tempPath("a");
+    const stuck = await cog.tempPath("b");
+    await cog.tempPath("c");
+    const file = resolve(stuck, "file");
+    Deno.writeTextFileSync(file, "");
+    const chattr = (flag: string, path: string) =>
+      new Deno.Command("chattr", { args: [flag, path] }).outputSync().success;
+    const stuckToo = await cog.tempPath("d");
+    assertEquals(chattr("+i", file), true);
+    assertEquals(chattr("+i", stuckToo), true);
+    const thrown = await cog.close().catch((error) => error);
+    const [, left, ...rest] = names(outer.root);
+    assertEquals(chattr("-i", resolve(outer.root, left, "file")), true);
+    assertEquals(chattr("-i", stuckToo), true);
+    assertEquals(rest, ["d"]);
+    assert(thrown instanceof SuppressedError);
+    for (
+      const [error, path] of [
+        [thrown.error, stuck],
+        [thrown.suppressed, stuckToo],
+      ]
+    ) {
+      assert(error.message.startsWith(`Cannot remove ${path}: `), error);
+      assertEquals(error.constructor, error.cause.constructor);
+    }
+  },
+);
+
+for (
+  const [kind, options, fill] of [
+    ["bytes", "size=1m", "'big', new Uint8Array(2 ** 21)"],
+    ["inodes", "nr_inodes=40", "String(i), new Uint8Array(0)"],
+  ]
+) {
+  for (const left of ["at the name", "by a crash", "beside the name"]) {
+    Deno.test(
+      `tempPath() succeeds where a build has used up all ${kind} and left them ${left}`,
+      {
+        ignore: !CAN_MOUNT,
+      },
+      async () => {
+        using dir = scene();
+        await using child = script(
+          `const full = resolveLeft(await open(args[0]));
+         function resolveLeft(cog) {
+           const name = args[1] === "at the name"
+             ? "a/staging"
+             : (args[1] === "by a crash" ? "" : "a/") +
+               ".scratch-" + crypto.randomUUID();
+           Deno.mkdirSync(cog.root + "/" + name, { recursive: true });
+           return cog.root + "/" + name + "/";
+         }
+         let code;
+         for (let i = 0; !code; i++) {
+           try {
+             Deno.writeFileSync(full + ${fill});
+           } catch (error) {
+             ({ code } = error);
+           }
+         }
+         console.log(code);
+         await using cog = await open(args[0]);
+         const scratch = await cog.tempPath("a/staging");
+         console.log([...Deno.readDirSync(scratch)].length);
+         if (args[1] === "at the name") {
+           Deno.writeTextFileSync(scratch + "/file", "fits");
+         }`,
+          [dir.path, left],
+          undefined,
+          { under: onTmpfs(options, dir.path) },
+        );
+        assertEquals(await child.line(), "ENOSPC");
+        assertEquals(await child.line(), "0");
+        assertEquals((await child.ended()).code, 0);
+      },
+    );
+  }
+}
+
+Deno.test(
+  "tempPath() deletes what a container image brought along, though it cannot be renamed",
+  {
+    ignore: !CAN_MOUNT,
+  },
+  async () => {
+    using dir = scene();
+    const under = ["unshare", "-m", "sh", "-c"].concat(
+      // On a disk of its own: an overlay cannot be made of parts of another one.
+      `mount -t tmpfs none "$0" && cd "$0" &&
+     mkdir -p lower/.cog/staging upper work merged &&
+     touch lower/.cog/staging/file && mount -t overlay -o \\
+       lowerdir=lower,upperdir=upper,workdir=work overlay merged || exit
+     exec "$@"`,
+      dir.path,
+    );
+    await using child = script(
+      `await using cog = await open(args[0]);
+     console.log([...Deno.readDirSync(await cog.tempPath("staging"))].length);
+     await cog.close();
+     console.log([...Deno.readDirSync(cog.root)].length);`,
+      [resolve(dir.path, "merged")],
+      undefined,
+      { under },
+    );
+    for (let i = 0; i < 2; i++) assertEquals(await child.line(), "0");
+    await child.ended();
+  },
+);
+
+Deno.test("tempPath() loses no open file with a try that fails", {
+  ignore: !HAS_PROC,
+}, async () => {
+  await using cog = await openTemp();
+  const before = openFiles().length;
+  const { renameSync } = Deno;
+  {
+    using _ = replace(Deno, "renameSync", (from, to) => {
+      if (`${from}`.includes(".scratch-")) {
+        throw new Deno.errors.AlreadyExists("as in a race that others win");
+      }
+      renameSync(from, to);
+    });
+    await assertRejects(
+      () => cog.tempPath("staging"),
+      Deno.errors.AlreadyExists,
+      `Cannot create scratch ${resolve(cog.root, "staging")}: `,
+    );
+  }
+  assertEquals(openFiles().length, before);
+  assertEquals(names(cog.root), [".gitignore"]);
+});
+
+// Races
+
+const OTHERS = {
+  "this library": `
+    for (;;) {
+      await using cog = await open(args[0]);
+      {
+        using _lock = await cog.lock();
+        await use(await cog.tempPath("staging"));
+      }
+    }`,
+  "remove and recreate, as Go does": `
+    const cog = await open(args[0]);
+    const staging = cog.root + "/staging";
+    for (;;) {
+      using _lock = await cog.lock();
+      await Deno.remove(staging, { recursive: true }).catch(() => {});
+      await Deno.mkdir(staging);
+      await use(staging);
+    }`,
+};
+
+for (const [kind, code] of Object.entries(OTHERS)) {
+  Deno.test(`close() after the release leaves what the next process stages, with ${kind}`, async () => {
+    using dir = scene();
+    // What it writes must all be there until it lets go of the lock, though the
+    // directory may vanish for a moment, see the README.
+    const use = `
+      const there = async (attempt) => {
+        for (let tries = 1;; tries++) {
+          try {
+            return attempt();
+          } catch (error) {
+            const gone = error instanceof Deno.errors.NotFound;
+            if (!gone || tries === 1000) throw error;
+            await new Promise((resolve) => setTimeout(resolve, 1));
+          }
+        }
+      };
+      let rounds = 0;
+      const use = async (staging) => {
+        for (let i = 0; i < 10; i++) {
+          const names = await there(() => {
+            Deno.writeTextFileSync(staging + "/" + i, "");
+            return [...Deno.readDirSync(staging)].length;
+          });
+          if (names !== i + 1) {
+            console.log(names + " of " + (i + 1));
+            Deno.exit(1);
+          }
+        }
+        if (++rounds % 10 === 0) console.log("ok");
+      };`;
+    const peers = [
+      script(use + code, [dir.path]),
+      script(use + OTHERS["this library"], [dir.path]),
+      script(use + OTHERS["this library"], [dir.path]),
+    ];
+    await using stack = new AsyncDisposableStack();
+    for (const peer of peers) stack.use(peer);
+    stack.defer(() => peers.forEach((peer) => peer.kill()));
+    for (const peer of peers) {
+      for (let i = 0; i < 12; i++) assertEquals(await peer.line(), "ok");
+    }
+  });
+}
+
+Deno.test("tempPath() of one name in two processes without the lock leaves nothing behind", async () => {
+  using dir = scene();
+  const code = `
+    for (let i = 0; i < 200; i++) {
+      await using cog = await open(args[0]);
+      const staging = await cog.tempPath("staging");
+      await Deno.writeTextFile(staging + "/" + i, "").catch(() => {});
+    }
+    console.log("done");`;
+  await using a = script(code, [dir.path]);
+  await using b = script(code, [dir.path]);
+  assertEquals(await a.line(), "done");
+  assertEquals(await b.line(), "done");
+  await Promise.all([a.ended(), b.ended()]);
+  await using cog = await open(dir.path);
+  await cog.tempPath("other");
+  assertEquals(names(cog.root), [".gitignore", "other"]);
+});
+
+// Crashes
+
+Deno.test("tempPath() sweeps what a killed close leaves aside, also where two do so at once", async () => {
+  using dir = scene();
+  const fill = `
+    const cog = await open(args[0]);
+    const staging = await cog.tempPath("staging");
+    for (let i = 0; i < 1000; i++) Deno.writeTextFileSync(staging + "/" + i, "");`;
+  let halves = 0;
+  for (let i = 0; i < 20 && halves < 3; i++) {
+    await using child = script(
+      `${fill} console.log("full"); cog.close(); await heard();`,
+      [dir.path],
+    );
+    await child.line();
+    const staging = resolve(dir.path, ".cog", "staging");
+    await until(() => !exists(staging));
+    child.kill("SIGKILL");
+    await child.ended();
+    assertEquals(exists(staging), false);
+    halves += names(resolve(dir.path, ".cog")).length - 1;
+    // Two processes sweep it at the same time.
+    const sweep = `const cog = await open(args[0]);
+      console.log("ready"); await heard();
+      await cog.tempPath("other" + Deno.pid); await cog.close();
+      console.log("done");`;
+    await using a = script(sweep, [dir.path]);
+    await using b = script(sweep, [dir.path]);
+    for (const peer of [a, b]) assertEquals(await peer.line(), "ready");
+    await Promise.all([a.go(), b.go()]);
+    for (const peer of [a, b]) assertEquals(await peer.line(), "done");
+    assertEquals(names(resolve(dir.path, ".cog")), [".gitignore"]);
+  }
+  assert(halves > 0, "no wipe was caught in the act");
+});
+
+Deno.test("tempPath() sweeps what is left of a process that was killed anywhere in its work", async () => {
+  using dir = scene();
+  for (let i = 0; i < 10; i++) {
+    await using child = script(
+      `const cog = await open(args[0]);
+       console.log("started");
+       for (;;) await cog.tempPath("staging");`,
+      [dir.path],
+    );
+    await child.line();
+    child.kill();
+    await child.ended();
+  }
+  const root = resolve(dir.path, ".cog");
+  Deno.mkdirSync(resolve(root, ".scratch-not-a-uuid"));
+  await using cog = await open(dir.path);
+  await cog.tempPath("staging");
+  await cog.close();
+  assertEquals(names(root), [".gitignore", ".scratch-not-a-uuid"]);
+});
+
+Deno.test(
+  "tempPath() sweeps files and links that a crash left aside, and not what a link leads to",
+  {
+    ignore: !CAN_LINK,
+  },
+  async () => {
+    await using cog = await openTemp();
+    const outside = await cog.filePath("outside/file");
+    Deno.writeTextFileSync(outside, "kept");
+    const [file, link] = [1, 2].map(() =>
+      resolve(cog.root, `.scratch-${crypto.randomUUID()}`)
+    );
+    Deno.writeTextFileSync(file, "");
+    Deno.symlinkSync(resolve(outside, ".."), link);
+    const inner = await open(cog.projectDir);
+    await inner.tempPath("staging");
+    await inner.close();
+    assertEquals(names(cog.root), [".gitignore", "outside"]);
+    assertEquals(Deno.readTextFileSync(outside), "kept");
+  },
+);
+
+Deno.test("tempPath() does not wait for the sweep of what others left, but close does", async () => {
+  await using outer = await openTemp();
+  leftover(outer.root);
+  const cog = await open(outer.projectDir);
+  const { promise: allowed, resolve: allow } = Promise.withResolvers<void>();
+  const { remove } = Deno;
+  using _ = replace(Deno, "remove", async (path, options) => {
+    await allowed;
+    await remove(path, options);
+  });
+  await cog.tempPath();
+  assertEquals(reserved(cog.root).length, 2);
+  let closed = false;
+  const closing = cog.close().then(() => closed = true);
+  await delay(0);
+  assertEquals(closed, false);
+  allow();
+  await closing;
+  assertEquals(reserved(cog.root), []);
+});
+
+Deno.test("tempPath() sweeps after an hour where directories cannot be locked", async () => {
+  const { tryLockSync } = Deno.FsFile.prototype;
+  using _lock = replace(
+    Deno.FsFile.prototype,
+    "tryLockSync",
+    function (this: Deno.FsFile, exclusive) {
+      if (this.statSync().isDirectory) throw new Error("Bad file descriptor");
+      return tryLockSync.call(this, exclusive);
+    },
+  );
+  await using outer = await openTemp();
+  const left = leftover(outer.root);
+  const { now } = Date;
+  for (const minutes of [59, 61]) {
+    using _ = replace(Date, "now", () => now() + minutes * 60 * 1000);
+    const cog = await open(outer.projectDir);
+    assertEquals(names(await cog.tempPath("staging")), []);
+    await cog.close();
+    assertEquals(exists(left), minutes < 60);
+  }
+  assertEquals(names(outer.root), [".gitignore"]);
+});
+
+// Exits
+
+for (
+  const [how, code] of [
+    ["at Deno.exit()", "Deno.exit(0);"],
+    ["at the end of a script that forgot to close", ""],
+    [
+      "at the end of a script that exits while it closes",
+      "cog.close(); temp.close(); for (let i = 0; i < 20; i++) await null; Deno.exit(0);",
+    ],
+  ]
+) {
+  Deno.test(`tempPath() and openTemp() directories are removed ${how}`, async () => {
+    using dir = scene();
+    await using child = script(
+      `const cog = await open(args[0]);
+       const temp = await openTemp();
+       const scratch = await cog.tempPath("staging");
+       await cog.tempPath("staging");
+       for (const path of [scratch, temp.root]) {
+         for (let i = 0; i < 50; i++) Deno.writeTextFileSync(path + "/" + i, "");
+       }
+       await cog.tempPath();
+       const theirs = await cog.tempPath("theirs");
+       Deno.removeSync(theirs);
+       Deno.mkdirSync(theirs);
+       console.log(temp.projectDir);
+       ${code}`,
+      [dir.path],
+    );
+    const temp = await child.line();
+    assertEquals((await child.ended()).code, 0);
+    assertEquals(exists(temp), false);
+    assertEquals(names(resolve(dir.path, ".cog")), [".gitignore", "theirs"]);
+  });
+}
+
+Deno.test("tempPath() that an exit comes upon in the middle of a wipe leaves nothing", async () => {
+  using dir = scene();
+  const root = resolve(dir.path, ".cog");
+  const staging = resolve(root, "staging");
+  Deno.mkdirSync(staging, { recursive: true });
+  for (let i = 0; i < 4000; i++) {
+    Deno.writeTextFileSync(resolve(staging, `${i}`), "");
+  }
+  await using child = script(
+    `const cog = await open(args[0]);
+     cog.tempPath("staging");
+     Deno.exit(0);`,
+    [dir.path],
+  );
+  await child.ended();
+  assertEquals(names(root), []);
+});
+
+Deno.test("close() that an exit comes upon leaves nothing", async () => {
+  using dir = scene();
+  const cog = await open(dir.path);
+  Deno.mkdirSync(resolve(await cog.tempPath("staging"), "sub"));
+  let left: string[] | undefined;
+  {
+    using _ = replace(Deno, "remove", () => {
+      dispatchEvent(new Event("unload"));
+      left = names(cog.root);
+      return Promise.reject(new Deno.errors.NotFound("as it is by now"));
+    });
+    await cog.close();
+  }
+  assertEquals(left, [".gitignore"]);
+});
+
+Deno.test(
+  "tempPath() and openTemp() at an exit are removed one by one: what fails keeps no other",
+  {
+    ignore: !IS_ROOT || !has("chattr"),
+  },
+  async () => {
+    using dir = scene();
+    await using child = script(
+      `const cog = await open(args[0]);
+     const stuck = await cog.tempPath("a");
+     await cog.tempPath("b");
+     Deno.writeTextFileSync(stuck + "/file", "");
+     new Deno.Command("chattr", { args: ["+i", stuck + "/file"] }).outputSync();
+     console.log((await openTemp()).projectDir);`,
+      [dir.path],
+    );
+    const temp = await child.line();
+    await child.ended();
+    const root = resolve(dir.path, ".cog");
+    const [, left, ...rest] = names(root);
+    const args = ["-i", resolve(root, left, "file")];
+    new Deno.Command("chattr", { args }).outputSync();
+    assertEquals(rest, []);
+    assertEquals(exists(temp), false);
+  },
+);
+
+Deno.test("Dir registers nothing before there is something to remove, nor after close", async () => {
+  using dir = scene();
+  await using child = script(
+    `const listeners = new Map();
+     const { addEventListener, removeEventListener } = globalThis;
+     globalThis.addEventListener = (type, listener) => {
+       listeners.set(listener, type);
+       addEventListener(type, listener);
+     };
+     globalThis.removeEventListener = (type, listener) => {
+       listeners.delete(listener);
+       removeEventListener(type, listener);
+     };
+     Deno.addSignalListener = () => listeners.set("signal", "signal");
+     const show = () => console.log([...listeners.values()].join());
+     const cog = await open(args[0]);
+     await cog.path("a");
+     (await cog.lock())();
+     show();
+     await cog.tempPath("a");
+     await cog.tempPath("b");
+     show();
+     await cog.close();
+     show();`,
+    [dir.path],
+  );
+  assertEquals(await child.line(), "");
+  assertEquals(await child.line(), "unload");
+  assertEquals(await child.line(), "");
+});
+
+Deno.test(
+  "tempPath() and openTemp() directories are removed on Ctrl-C with the README's two lines",
+  {
+    ignore: WINDOWS, // which has Ctrl-C, but no process can send it to another
+  },
+  async () => {
+    using dir = scene();
+    await using child = script(
+      `const stop = () => Deno.exit(130);
+     Deno.addSignalListener("SIGINT", stop);
+     await using cog = await open(args[0]);
+     await cog.tempPath("staging");
+     await using temp = await openTemp();
+     console.log(temp.projectDir);
+     await heard();`,
+      [dir.path],
+    );
+    const temp = await child.line();
+    child.kill("SIGINT");
+    assertEquals((await child.ended()).code, 130);
+    assertEquals(names(resolve(dir.path, ".cog")), [".gitignore"]);
+    assertEquals(exists(temp), false);
+  },
+);
