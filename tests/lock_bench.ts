@@ -98,6 +98,56 @@ compare("memory that 1,000 waiters add", "MiB", 3, {
   "lock()": async () => (await drain(1000, ours), most.memory),
 });
 
+/** What it costs each of many waiters of this process to give up at once. */
+async function abandon(waiters: number): Promise<number> {
+  using _held = await lock(path);
+  const controller = new AbortController();
+  const all = Array.from({ length: waiters }, () => lock(path, controller));
+  const settled = Promise.allSettled(all);
+  await delay(10);
+  const start = performance.now();
+  controller.abort();
+  await settled;
+  return (performance.now() - start) * 1000 / waiters;
+}
+compare("waiters of one process abandoned by one signal, per waiter", "µs", 5, {
+  "1,000 waiters": () => abandon(1000),
+  "10,000 waiters": () => abandon(10_000),
+  "100,000 waiters": () => abandon(100_000),
+});
+
+/** The milliseconds in which a hundred callers hold the lock for 2 ms each. */
+async function turns(
+  acquire: () => Disposable | Promise<Disposable>,
+): Promise<number> {
+  const start = performance.now();
+  const callers = Array.from({ length: 100 }, async () => {
+    using _lock = await acquire();
+    await delay(2);
+  });
+  await Promise.all(callers);
+  return performance.now() - start;
+}
+let turn: Promise<unknown> = Promise.resolve();
+compare("a hundred callers of one process that hold it 2 ms each", "ms", 9, {
+  "bare: a chain of promises, openSync, lockSync, close": () =>
+    turns(async () => {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      const before = turn;
+      turn = promise;
+      await before;
+      const file = Deno.openSync(path, READ_WRITE);
+      file.lockSync(true);
+      return {
+        [Symbol.dispose]() {
+          file.close();
+          resolve();
+        },
+      };
+    }),
+  "lock()": () => turns(() => lock(path)),
+});
+
 const NOW = "performance.timeOrigin + performance.now()";
 
 /** A process that holds the lock for about a second and says when it let go. */
@@ -200,5 +250,37 @@ async function beside(acquire: () => Promise<Disposable>): Promise<number> {
 }
 compare("wait beside three that hold it 10 ms by turns", "ms", 9, {
   "lock()": () => beside(() => lock(path)),
+  "lock() behind one with a signal": () =>
+    beside(async () => {
+      const first = lock(path, { signal: SIGNAL() });
+      const second = lock(path);
+      (await first)();
+      return await second;
+    }),
   "lock() with a signal": () => beside(() => lock(path, { signal: SIGNAL() })),
+});
+
+/** The milliseconds that a 100 ms poller waits beside a process never pausing. */
+async function poll(callers: number): Promise<number> {
+  const code = `
+    const again = async () => {
+      for (;;) {
+        using _lock = await lock(args[0]);
+        await new Promise((resolve) => setTimeout(resolve, 5));
+      }
+    };
+    for (let i = 0; i < ${callers}; i++) again();
+    console.log("started");`;
+  await using busy = script(code, [path]);
+  await busy.line();
+  await delay(200 + 100 * Math.random());
+  const start = performance.now();
+  using file = Deno.openSync(path, READ_WRITE);
+  while (!file.tryLockSync(true)) await delay(100);
+  busy.kill();
+  return performance.now() - start;
+}
+compare("wait of a 100 ms poller beside callers that hold it 5 ms", "ms", 15, {
+  "beside four of one process by turns": () => poll(4),
+  "beside one in a loop": () => poll(1),
 });
