@@ -65,6 +65,29 @@ async function waiting(
 /** A signal that nobody aborts. */
 const endless = () => new AbortController().signal;
 
+/** A clock that only the pauses of this process move, and what they are. */
+function fakeTime(
+  onPause = () => {},
+): { now: number; pauses: number[] } & Disposable {
+  const stack = new DisposableStack();
+  const { setTimeout } = globalThis;
+  const pause = (handler: () => void, ms: number) => {
+    time.pauses.push(ms);
+    time.now += ms;
+    onPause();
+    return setTimeout(handler);
+  };
+  stack.use(replace(performance, "now", () => time.now));
+  stack.use(replace(globalThis, "setTimeout", pause as typeof setTimeout));
+  const dispose = () => stack.dispose();
+  const time = {
+    now: 1e6,
+    pauses: [] as number[],
+    [Symbol.dispose]: dispose,
+  };
+  return time;
+}
+
 // The file
 
 Deno.test("lock() creates the file, and leaves it there", async () => {
@@ -183,7 +206,7 @@ Deno.test("lock() whose onWait throws does not wait in the operating system", {
   const controller = new AbortController();
   const next = lock(it.path, { signal: controller.signal, onWait: tell });
   await soon(told);
-  assertEquals(blocked(Deno.pid), 0);
+  await until(() => blocked(Deno.pid) === 0);
   controller.abort("enough");
   assertEquals(await next.catch((reason) => reason), "enough");
 });
@@ -318,25 +341,16 @@ Deno.test("lock() with a signal asks after a fortieth of the time waited, 1 ms a
   using holder = Deno.openSync(path, { write: true, create: true });
   holder.lockSync(true);
   const controller = new AbortController();
-  const { signal } = controller;
-  const waiter = await waiting(path, { signal });
-  const pauses: number[] = [];
-  const { setTimeout } = globalThis;
-  const start = performance.now();
+  using time = fakeTime(() => {
+    if (time.pauses.at(-1) === 100) controller.abort();
+  });
+  await assertRejects(() => soon(lock(path, controller)), DOMException);
   let waited = 0;
-  using _now = replace(performance, "now", () => start + waited);
-  using _timer = replace(
-    globalThis,
-    "setTimeout",
-    ((handler: () => void, ms: number) => {
-      pauses.push(ms);
-      waited = [40, 400, 4000, 40_000][pauses.length - 1] ?? waited;
-      if (pauses.length === 5) controller.abort();
-      return setTimeout(handler);
-    }) as typeof setTimeout,
-  );
-  await assertRejects(() => waiter.lock, DOMException);
-  assertEquals(pauses, [1, 1, 10, 100, 100]);
+  for (const pause of time.pauses) {
+    assertEquals(pause, Math.trunc(Math.min(Math.max(waited / 40, 1), 100)));
+    waited += pause;
+  }
+  assertEquals([time.pauses[0], time.pauses.at(-1)], [1, 100]);
 });
 
 // The queue of one thread
@@ -443,66 +457,77 @@ Deno.test("lock() that is abandoned ten thousand times by one signal leaves the 
 
 // Giving way
 
-Deno.test("lock() leaves the lock free for others when this process has had it for 100 ms on end", async () => {
-  using dir = scene();
-  const path = resolve(dir.path, "x");
-  const holdOnEnd = async () => {
-    const start = performance.now();
-    while (performance.now() - start < 110) {
+/** Locks for another program, if the lock is free. */
+function theirs(path: string): Deno.FsFile {
+  const file = Deno.openSync(path, { write: true });
+  assertEquals(file.tryLockSync(true), true);
+  return file;
+}
+
+for (const kind of ["queued", "asking anew"]) {
+  Deno.test(`lock() of a caller ${kind} leaves the lock free for others when this process has had it for 100 ms on end`, async () => {
+    using dir = scene();
+    using time = fakeTime();
+    const path = resolve(dir.path, "x");
+    for (let i = 0; i < 20; i++) {
       const release = await tryLock(path); // which gives no way
-      await delay(5);
+      time.now += 5;
       release!();
+      time.now += 0.5;
     }
-  };
-  let waits = 0;
-  const onWait = () => waits++;
-  for (const kind of ["queued", "asking anew"]) {
-    await holdOnEnd();
+    let waits = 0;
+    const onWait = () => waits++;
     const release = (await tryLock(path))!;
-    const next = kind === "queued" ? lock(path) : undefined;
+    const queued = kind === "queued" ? lock(path) : undefined;
     release();
-    const again = next ?? lock(path, { onWait });
-    const start = performance.now();
-    assertEquals(isFree(path), true);
-    const theirs = Deno.openSync(path, { write: true });
-    assertEquals(theirs.tryLockSync(true), true);
-    theirs.close();
-    (await soon(again))();
-    assert(performance.now() - start >= 9, "it was left free too short");
-  }
-  assertEquals(waits, 0); // nobody else held it
-});
+    const next = queued ?? lock(path, { onWait });
+    theirs(path).close();
+    (await soon(next))();
+    assertEquals(time.pauses, [10]);
+    assertEquals(waits, 0); // nobody else held it
+  });
+}
 
 Deno.test("lock() keeps the lock in the process while it has not had it for long", async () => {
   using dir = scene();
+  using time = fakeTime();
   const path = resolve(dir.path, "x");
   const release = await lock(path);
   const next = lock(path);
+  time.now += 99;
   release();
   assertEquals(isFree(path), false);
   (await next)();
+  time.now += 1.1; // others had that long
+  (await lock(path))();
+  assertEquals(time.pauses, []);
 });
 
 Deno.test("lock() calls onWait where another one takes the lock that it gave way to", async () => {
   using dir = scene();
   const path = resolve(dir.path, "x");
-  const release = await lock(path);
-  await delay(110);
-  release();
   const { promise: told, resolve: onWait } = Promise.withResolvers<void>();
-  const again = lock(path, { onWait });
-  const theirs = Deno.openSync(path, { write: true });
-  assertEquals(theirs.tryLockSync(true), true);
-  await soon(told);
-  theirs.close();
+  let again: Promise<Release>;
+  let other: Deno.FsFile;
+  {
+    using time = fakeTime();
+    const release = await lock(path);
+    time.now += 100;
+    release();
+    again = lock(path, { onWait });
+    other = theirs(path);
+    await soon(told);
+  }
+  other.close();
   (await soon(again))();
 });
 
 Deno.test("lock() that is abandoned while it gives way leaves the path free at once", async () => {
   using dir = scene();
+  using time = fakeTime();
   const path = resolve(dir.path, "x");
   const release = await lock(path);
-  await delay(110);
+  time.now += 100;
   release();
   const controller = new AbortController();
   const again = lock(path, controller);
@@ -557,12 +582,12 @@ Deno.test(
     await using it = await taken();
     const controller = new AbortController();
     const polling = await waiting(it.path, { signal: controller.signal });
-    assertEquals(blocked(Deno.pid), 0);
+    await until(() => blocked(Deno.pid) === 0);
     const blocking = await waiting(it.path); // joins, and the wait changes
-    assertEquals(blocked(Deno.pid), 1);
+    await until(() => blocked(Deno.pid) === 1);
     controller.abort("enough");
     assertEquals(await polling.lock.catch((reason) => reason), "enough");
-    assertEquals(blocked(Deno.pid), 1);
+    await until(() => blocked(Deno.pid) === 1);
     await it.holder.go();
     (await soon(blocking.lock))();
   },
@@ -577,7 +602,7 @@ Deno.test(
     await using it = await taken();
     const first = await waiting(it.path, { signal: endless() });
     const second = await waiting(it.path);
-    assertEquals(blocked(Deno.pid), 1);
+    await until(() => blocked(Deno.pid) === 1);
     await it.holder.go();
     const release = await soon(first.lock);
     assertEquals(isFree(it.path), false);
