@@ -1,16 +1,38 @@
 /**
- * The local state directory `.cog/` of a Cog project, for Deno scripts and
- * `deno test` fixtures that work in it beside running `cog` commands: paths
- * inside it, scratch directories that clean up after themselves, and the lock
- * that the whole project shares.
+ * Opens the state directory `.cog/` of a Cog project, for Deno scripts and tests
+ * that work beside running `cog` commands.
+ *
+ * ```ts
+ * import { open } from "@cog/dotcog";
+ *
+ * await using cog = await open("."); // ./.cog, created if missing
+ * await cog.lock(); // waits for any other build; released when cog closes
+ * const staging = await cog.tempPath("staging"); // empty, removed on close
+ * await Deno.writeTextFile(`${staging}/artifact`, "staged");
+ * ```
+ *
+ * A test gets a `.cog/` of its own in a temporary directory:
+ *
+ * ```ts
+ * import { openTemp } from "@cog/dotcog";
+ *
+ * Deno.test("a build writes its artifact", async () => {
+ *   await using cog = await openTemp(); // deleted on close
+ *   const staging = await cog.tempPath("staging");
+ *   await Deno.writeTextFile(`${staging}/artifact`, "");
+ * });
+ * ```
+ *
+ * A script says what it waits for, and gives up after a minute:
  *
  * ```ts
  * import { open } from "@cog/dotcog";
  *
  * await using cog = await open(".");
- * await cog.lock(); // until cog closes
- * const build = await cog.tempPath("build");
- * await Deno.writeTextFile(`${build}/artifact`, "staged");
+ * await cog.lock({
+ *   signal: AbortSignal.timeout(60_000), // rejects with a TimeoutError then
+ *   onWait: () => console.log("Waiting for another build"),
+ * });
  * ```
  *
  * @module
