@@ -1,5 +1,6 @@
 import { explained, quietly } from "./_error.ts";
 import { isSame } from "./_identity.ts";
+import { resolve } from "./_path.ts";
 
 /** Locks the open file if it is free. */
 export function tryFile(path: string, file: Deno.FsFile): boolean {
@@ -51,17 +52,18 @@ export function refused(path: string, error: unknown): Error {
 }
 
 function advise(path: string, error: unknown): string {
-  if (quietly(() => Deno.statSync(path))?.isDirectory) {
-    return "it is a directory: name a file in it";
-  }
-  if (error instanceof Deno.errors.NotFound) {
-    return quietly(() => Deno.lstatSync(path))?.isSymlink
-      ? "it is a symbolic link into a missing directory: create that first"
-      : "its directory is missing: create it first";
-  }
+  const isDirectory = (path: string) =>
+    quietly(() => Deno.statSync(path))?.isDirectory;
+  const found = quietly(() => Deno.lstatSync(path));
+  if (isDirectory(path)) return "it is a directory: name a file in it";
   if (error instanceof TypeError) return "no path can contain a NUL";
   if (error instanceof Deno.errors.PermissionDenied) {
-    return "it must be readable and writable";
+    return found ? "allow to read it" : "allow to write to its directory";
   }
-  return "";
+  if (!(error instanceof Deno.errors.NotFound)) return "";
+  if (found?.isSymlink) {
+    return "it is a symbolic link into a missing directory: create that first";
+  }
+  if (isDirectory(resolve(path, ".."))) return "";
+  return "its directory is missing: create it first";
 }

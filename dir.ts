@@ -137,6 +137,7 @@ export class Dir implements AsyncDisposable {
 
   readonly #cleanups = new AsyncDisposableStack();
   readonly #closing = new AbortController();
+  readonly #signals = new WeakMap<AbortSignal, AbortSignal>();
   readonly #waits = new Set<(reason: Error) => void>();
   #closed: Promise<void> | undefined;
   #held: Release | undefined;
@@ -370,7 +371,7 @@ export class Dir implements AsyncDisposable {
   async lock({ signal, onWait }: LockOptions = {}): Promise<Release> {
     this.#assertOpen("lock");
     const acquired = lock(this.#lockFile, {
-      signal: signal && AbortSignal.any([signal, this.#closing.signal]),
+      signal: signal && this.#orClosing(signal),
       onWait: () => {
         this.#assertOpen("lock");
         onWait?.();
@@ -467,6 +468,15 @@ export class Dir implements AsyncDisposable {
 
   get #lockFile(): string {
     return resolve(this.root, LOCK_NAME);
+  }
+
+  /** One signal for each: Deno 2.7 keeps every one that it combines. */
+  #orClosing(signal: AbortSignal): AbortSignal {
+    const known = this.#signals.get(signal);
+    if (known) return known;
+    const either = AbortSignal.any([signal, this.#closing.signal]);
+    this.#signals.set(signal, either);
+    return either;
   }
 
   /** Has close release the lock too. If that has begun, releases it now. */

@@ -50,7 +50,8 @@ export interface LockOptions {
  * Releases a lock, by a call or by `using`.
  *
  * It returns at once and never throws. A second call does nothing. If it is
- * never called, the lock is held until the process ends, however that happens.
+ * never called, the lock is held until the process or worker ends, however that
+ * happens.
  */
 export interface Release extends Disposable {
   /** Releases the lock. */
@@ -64,9 +65,9 @@ export interface Release extends Disposable {
  * to and never deleted. Its directory must exist.
  *
  * Callers in one thread get the lock in the order in which they asked. The
- * operating system decides between threads and processes. A process that has
- * had the lock for 100 ms on end leaves it free for about 10 ms before its next
- * caller gets it, so that other programs get in.
+ * operating system decides between threads and processes. A thread that has had
+ * the lock for 100 ms on end leaves it free for about 10 ms before its next caller
+ * gets it, so that other programs get in.
  *
  * If the lock file is deleted or replaced during the wait, the lock is on the
  * new file. Do not delete the file while somebody holds the lock: the next
@@ -134,7 +135,8 @@ export async function lock(
 /**
  * Acquires the exclusive lock on a file if it is free, and never waits.
  *
- * It differs from {@linkcode lock} in nothing else.
+ * It does not leave the lock free for others from time to time. In all else it
+ * is like {@linkcode lock}.
  *
  * Requires `--allow-read` and `--allow-write` for the file, as {@linkcode lock}.
  *
@@ -180,27 +182,39 @@ async function wait(
   path: string,
   { signal, onWait }: LockOptions,
 ): Promise<Release> {
+  const waiter = { ...Promise.withResolvers<Release>(), onWait, signal };
+  using _listening = signal &&
+    onAbort(signal, () => queue.fail(waiter, signal.reason));
   const queue = queues.get(path) ?? new Queue(path);
-  const waiter = {
-    ...Promise.withResolvers<Release>(),
-    onWait,
-    canGiveUp: signal !== undefined,
-  };
-  // A signal of its own, since a new listener is compared with all earlier ones.
-  const aborted = signal && AbortSignal.any([signal]);
-  const abandon = () => queue.fail(waiter, aborted?.reason);
-  aborted?.addEventListener("abort", abandon);
   queue.join(waiter);
-  try {
-    return await waiter.promise;
-  } finally {
-    aborted?.removeEventListener("abort", abandon);
-  }
+  return await waiter.promise;
 }
 
-interface Waiter extends PromiseWithResolvers<Release> {
-  onWait: (() => void) | undefined;
-  canGiveUp: boolean;
+interface Waiter extends PromiseWithResolvers<Release>, LockOptions {}
+
+/** What each signal calls: it has one listener for all of them. */
+const abandons = new Map<AbortSignal, Set<() => void>>();
+
+function abandonAll({ target }: Event): void {
+  for (const abandon of abandons.get(target as AbortSignal) ?? []) abandon();
+}
+
+/** Costs the same however many listen, unlike a listener for each. */
+function onAbort(signal: AbortSignal, abandon: () => void): Disposable {
+  const all = abandons.get(signal) ?? new Set();
+  if (all.size === 0) {
+    signal.addEventListener("abort", abandonAll);
+    abandons.set(signal, all);
+  }
+  all.add(abandon);
+  return {
+    [Symbol.dispose]() {
+      all.delete(abandon);
+      if (all.size > 0) return;
+      signal.removeEventListener("abort", abandonAll);
+      abandons.delete(signal);
+    },
+  };
 }
 
 /** The queues whose lock this thread holds or waits for, by path. */
@@ -230,14 +244,14 @@ class Queue {
 
   /** Holds the lock on `file` until the release. */
   hold(file: Deno.FsFile): Release {
-    const since = isAgain(this.#path) ? last.since : performance.now();
+    const since = justHeld(this.#path)?.since ?? performance.now();
     const release = () => {
       if (this.#held !== release) return;
       this.#held = undefined;
       // Closing frees it too, but on Windows that may take a while.
       quietly(() => file.unlockSync());
       file.close();
-      last = { path: this.#path, since, until: performance.now() };
+      remember(this.#path, since);
       if (this.#waiters.size > 0) this.#serve();
       else queues.delete(this.#path);
     };
@@ -273,7 +287,7 @@ class Queue {
     } catch (error) {
       this.fail(waiter, error);
     }
-    if (waiter.canGiveUp || !this.#waiters.has(waiter)) return;
+    if (waiter.signal || !this.#waiters.has(waiter)) return;
     this.#patient.add(waiter);
     this.#look();
   }
@@ -292,11 +306,9 @@ class Queue {
           opened.move();
           return this.#grant(file);
         }
-        opened.dispose();
         await this.#pause(1); // some file systems show another file each time
       } catch (error) {
-        const first = this.#turns.next().value;
-        if (first) this.fail(first, error);
+        for (const waiter of this.#waiters) this.fail(waiter, error);
       }
     }
   }
@@ -339,8 +351,9 @@ class Queue {
     }
   }
 
+  /** For a random time, to fall out of step with others' regular tries. */
   async #giveWay(): Promise<void> {
-    const end = performance.now() + 10;
+    const end = performance.now() + 5 + Math.trunc(11 * Math.random());
     while (this.#waiters.size > 0 && performance.now() < end) {
       await this.#pause(end - performance.now());
     }
@@ -366,15 +379,27 @@ class Queue {
 const MAX_BLOCKED = 2;
 let blocked = 0;
 
-/** The lock that was released last, and since when it was held on end. */
-let last = { path: "", since: 0, until: 0 };
+/** Since when, and until when, a path was held on end that was just released. */
+const recent = new Map<string, { since: number; until: number }>();
 
-/** Whether others had no time to get the lock since it was released. */
-function isAgain(path: string): boolean {
-  return path === last.path && performance.now() - last.until < 1;
+function remember(path: string, since: number): void {
+  const until = performance.now();
+  for (const [path, held] of recent) {
+    if (until - held.until < 1) break;
+    recent.delete(path);
+  }
+  recent.delete(path); // so that the oldest stay first
+  recent.set(path, { since, until });
+}
+
+/** How it was held, if others have had no time to get the lock since. */
+function justHeld(path: string): { since: number; until: number } | undefined {
+  const held = recent.get(path);
+  return held && performance.now() - held.until < 1 ? held : undefined;
 }
 
 /** Whether it is time for others: they may only try from time to time. */
 function mustGiveWay(path: string): boolean {
-  return isAgain(path) && last.until - last.since >= 100;
+  const held = justHeld(path);
+  return held !== undefined && held.until - held.since >= 100;
 }

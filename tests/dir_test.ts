@@ -270,7 +270,7 @@ Deno.test(
     for (
       const [permission, named] of [
         ["--allow-env=TMPDIR", missing],
-        ["--no-prompt", "the system's temporary directory, see TMPDIR"],
+        ["--deny-env", "the system's temporary directory, see TMPDIR"],
       ]
     ) {
       await using child = script(
