@@ -1,1 +1,0 @@
-export { sep as SEPARATOR } from "node:path";

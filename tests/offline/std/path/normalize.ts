@@ -1,1 +1,0 @@
-export { normalize } from "node:path";
