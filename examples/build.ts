@@ -1,64 +1,95 @@
 /**
- * Builds a project in its `.cog`, one build at a time: stages its files in a
- * scratch directory and writes a manifest of them, which is all that stays.
+ * Builds a project in its `.cog/`, one build at a time: stages its files in
+ * scratch and writes a manifest of them.
  *
- *     deno task demo [PROJECT]
+ *     deno run --allow-read --allow-write examples/build.ts [PROJECT]
  */
 
 import { open } from "@cog/dotcog";
 import { walk } from "@std/fs/walk";
-import { fromFileUrl } from "@std/path/from-file-url";
 import { relative } from "@std/path/relative";
 import { resolve } from "@std/path/resolve";
+import { createHash } from "node:crypto"; // WebCrypto digests no stream
 
-// Ctrl-C ends the script like any other exit, and that takes the scratch along.
-Deno.addSignalListener("SIGINT", () => Deno.exit(130));
+const [project = "."] = Deno.args;
+if (project === "--help") {
+  console.log("Usage: build.ts [PROJECT]");
+  Deno.exit();
+}
+const info = await Deno.stat(project).catch(() => undefined);
+if (!info?.isDirectory) { // open() would create it
+  console.error(`${project} is not a readable directory`);
+  Deno.exit(2);
+}
 
-// Fails where there is no such project, for open() would make it.
-const project = await Deno.realPath(
-  Deno.args[0] ?? fromFileUrl(import.meta.resolve("../")),
-);
+const rewind = Deno.stdout.isTerminal() ? "\r\x1b[K" : "";
 
-await using cog = await open(project);
-await cog.lock({
-  onWait: () => console.log(`Waiting for another build in ${cog.projectDir}`),
+// An exit removes scratch. A signal without a listener does not.
+Deno.addSignalListener("SIGINT", () => {
+  console.error(`${rewind}Stopped`);
+  Deno.exit(130);
 });
 
-const build = await cog.tempPath("build");
-console.log(`Staging ${cog.projectDir} in ${build}`);
+await using cog = await open(project);
+await cog.lock({ // held until cog closes
+  onWait: () => console.log(`Waiting for another build in ${cog.projectDir}`),
+});
+const staging = await cog.tempPath("staging");
 
-const files = [];
+const files: { path: string; size: number; sha256: string }[] = [];
 let total = 0;
-for await (
-  const entry of walk(cog.projectDir, {
-    includeDirs: false,
-    includeSymlinks: false,
-    skip: [/[\\/](\.git|\.cog|node_modules)$/],
-  })
-) {
-  if (!entry.isFile) continue; // a pipe, a socket
+const progress = rewind ? setInterval(() => print(summary()), 200) : undefined;
+
+const entries = walk(cog.projectDir, {
+  includeDirs: false,
+  includeSymlinks: false,
+  skip: [/[\\/](\.git|\.cog|node_modules)$/],
+});
+for await (const entry of entries) {
+  if (!entry.isFile) continue; // a pipe or a socket
   const path = relative(cog.projectDir, entry.path);
-  const staged = resolve(build, path);
-  // Synchronous: one under way at Ctrl-C could make the scratch anew.
+  const staged = resolve(staging, path);
+  // An asynchronous one, under way at Ctrl-C, could create the scratch anew.
   Deno.mkdirSync(resolve(staged, ".."), { recursive: true });
   await Deno.copyFile(entry.path, staged);
 
-  // What was staged counts, whatever becomes of the original meanwhile.
-  const bytes = await Deno.readFile(staged);
-  const digest = await crypto.subtle.digest("SHA-256", bytes);
+  // The copy is read, since the original may have changed by now.
+  const hash = createHash("sha256");
+  const file = await Deno.open(staged);
+  const before = total;
+  for await (const chunk of file.readable) {
+    hash.update(chunk);
+    total += chunk.length;
+  }
   files.push({
     path: path.replaceAll("\\", "/"),
-    size: bytes.length,
-    sha256: Array.from(
-      new Uint8Array(digest),
-      (byte) => byte.toString(16).padStart(2, "0"),
-    ).join(""),
+    size: total - before,
+    sha256: hash.digest("hex"),
   });
-  total += bytes.length;
 }
 files.sort((a, b) => a.path < b.path ? -1 : 1);
 
+// Nobody sees half a manifest: the rename replaces the old one in one step.
+const json = JSON.stringify(files, null, 2) + "\n";
+const scratch = await cog.tempPath();
 const manifest = await cog.filePath("cache/manifest.json");
-await Deno.writeTextFile(manifest, JSON.stringify(files, null, 2) + "\n");
-console.log(`Staged ${files.length} files, ${total} bytes`);
-console.log(`Wrote ${manifest}`);
+await Deno.writeTextFile(`${scratch}/new`, json);
+await Deno.rename(`${scratch}/new`, manifest);
+
+clearInterval(progress);
+print(`${summary()}\n`);
+print(`${manifest} stays, ${staging} is removed\n`);
+
+function summary(): string {
+  return `Staged files: ${files.length} (${readable(total)})`;
+}
+
+function readable(bytes: number): string {
+  if (bytes < 1000) return `${bytes} bytes`;
+  const power = Math.min(Math.floor(Math.log10(bytes) / 3), 4);
+  return `${(bytes / 1000 ** power).toFixed(1)} ${" kMGT"[power]}B`;
+}
+
+function print(text: string): void {
+  Deno.stdout.writeSync(new TextEncoder().encode(rewind + text));
+}

@@ -7,17 +7,27 @@
 import { open } from "@cog/dotcog";
 
 const [project = ".", seconds = "60"] = Deno.args;
+if (!/^\d{1,6}(\.\d+)?$/.test(seconds)) { // a timer has a limit of 24 days
+  console.error("Usage: wait.ts [PROJECT [SECONDS]]");
+  Deno.exit(2);
+}
+const info = await Deno.stat(project).catch(() => undefined);
+if (!info?.isDirectory) { // open() would create it
+  console.error(`${project} is not a readable directory`);
+  Deno.exit(2);
+}
+
 await using cog = await open(project);
+const signal = AbortSignal.timeout(Number(seconds) * 1000);
 try {
-  using _lock = await cog.lock({
-    signal: AbortSignal.timeout(Number(seconds) * 1000),
+  await cog.lock({ // held until cog closes
+    signal,
     onWait: () => console.log(`Waiting for another build, up to ${seconds} s`),
   });
-  console.log("The project is ours");
 } catch (error) {
-  if (!(error instanceof DOMException && error.name === "TimeoutError")) {
-    throw error;
-  }
+  if (error !== signal.reason) throw error;
   console.error(`Gave up: another build took more than ${seconds} s`);
-  Deno.exitCode = 1;
+  Deno.exit(1);
 }
+
+console.log("The lock is held here");

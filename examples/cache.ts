@@ -1,0 +1,57 @@
+/**
+ * Fetches a file into `.cog/cache/` once, however many scripts need it at the
+ * same time, and prints its path.
+ *
+ *     deno run -A examples/cache.ts URL [PROJECT]
+ */
+
+import { type Dir, lock, open } from "@cog/dotcog";
+
+const [url, project = "."] = Deno.args;
+if (!URL.canParse(url)) {
+  console.error("Usage: cache.ts URL [PROJECT]");
+  Deno.exit(2);
+}
+const info = await Deno.stat(project).catch(() => undefined);
+if (!info?.isDirectory) { // open() would create it
+  console.error(`${project} is not a readable directory`);
+  Deno.exit(2);
+}
+
+// An exit removes scratch. A signal without a listener does not.
+Deno.addSignalListener("SIGINT", () => Deno.exit(130));
+
+await using cog = await open(project);
+try {
+  console.log(await cached(cog, url));
+} catch (error) {
+  console.error(`Cannot fetch ${url}: ${(error as Error).message}`);
+  Deno.exitCode = 1;
+}
+
+/** The path of the file, which is fetched unless it exists. */
+async function cached(cog: Dir, url: string): Promise<string> {
+  const bytes = new TextEncoder().encode(url);
+  const digest = await crypto.subtle.digest("SHA-256", bytes);
+  const file = await cog.filePath(
+    `cache/${new Uint8Array(digest).toHex()}`,
+  );
+  if (await exists(file)) return file;
+
+  // A lock of the file's own: fetches of other files and builds do not wait.
+  using _lock = await lock(`${file}.lock`, {
+    onWait: () => console.error(`Waiting for another fetch of ${url}`),
+  });
+  if (await exists(file)) return file; // fetched during the wait
+
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`the server answers ${response.status}`);
+  const scratch = await cog.tempPath();
+  await Deno.writeFile(`${scratch}/new`, response.body ?? new Uint8Array());
+  await Deno.rename(`${scratch}/new`, file);
+  return file;
+}
+
+async function exists(path: string): Promise<boolean> {
+  return await Deno.stat(path).then(() => true, () => false);
+}
