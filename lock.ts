@@ -26,22 +26,21 @@ export interface LockOptions {
   /**
    * Abandons the wait when it is aborted.
    *
-   * After giving up, the wait leaves nothing behind, and the script can exit.
+   * An abandoned wait leaves nothing behind, and the script can exit.
    *
-   * The operating system wakes a waiter without a signal at once. But nothing
-   * can cancel that wait, so waiters with a signal poll: they try again after a
-   * fortieth of the time waited, 1 ms at least and 100 ms at most. Beside
-   * processes that always have a waiter in the operating system, a poller may
-   * starve. If anybody in this thread waits for the same path without a signal,
-   * all of them have the quick wait.
+   * The operating system wakes a waiter without a signal as soon as the lock is
+   * free. Nothing can cancel that wait, so a waiter with a signal polls: it tries
+   * again after a fortieth of the time waited, 1 ms at least and 100 ms at most.
+   * A poller may starve beside processes that always have a waiter. Callers in
+   * one thread wait together: one of them without a signal speeds up all.
    */
   signal?: AbortSignal;
 
   /**
-   * Called once if the lock is still not free after `lock()` has returned its
-   * promise: the place to say what the program waits for.
+   * Called once if the lock is not free after `lock()` has returned its promise.
    *
-   * If it throws, `lock()` rejects with that error.
+   * It is the place to say what the program waits for. If it throws, `lock()`
+   * rejects with that error.
    */
   onWait?: () => void;
 }
@@ -64,24 +63,24 @@ export interface Release extends Disposable {
  * The file is created if missing, with default permissions. It is never written
  * to and never deleted. Its directory must exist.
  *
- * Callers in one thread get the lock in the order in which they asked. The
- * operating system decides between threads and processes. A thread that has had
- * the lock for 100 ms on end leaves it free for about 10 ms before its next caller
- * gets it, so that other programs get in.
+ * Callers in one thread, which is the main program or a worker, get the lock in
+ * the order in which they asked. The operating system decides between threads
+ * and processes. A thread that has had the lock for 100 ms on end leaves it free
+ * for about 10 ms before its next caller gets it, so that other programs get in.
  *
  * If the lock file is deleted or replaced during the wait, the lock is on the
  * new file. Do not delete the file while somebody holds the lock: the next
  * process creates a new file and locks that.
  *
  * The lock is advisory: it excludes only programs that ask for it. It is not
- * reentrant: a second call waits for the first one's release, in one process
- * too.
+ * reentrant: a second call waits for the first one's release, even in the same
+ * function.
  *
  * A wait without a signal may be granted while the event loop is busy. The lock
- * then stands idle until the loop turns. At most two such waits per thread stand
- * in the operating system at a time, and others poll, since each takes up a
- * thread of Deno's pool for file operations. A signal cannot interrupt a file
- * system that hangs in a system call.
+ * then stands idle until the loop turns. At most two paths per thread are waited
+ * for in the operating system at a time, since each such wait occupies a thread
+ * of Deno's pool for file operations. Waits for further paths poll. A signal
+ * cannot interrupt a file system that hangs in a system call.
  *
  * On Windows nobody can read or write the file while it is locked.
  *
@@ -135,8 +134,7 @@ export async function lock(
 /**
  * Acquires the exclusive lock on a file if it is free, and never waits.
  *
- * It does not leave the lock free for others from time to time. In all else it
- * is like {@linkcode lock}.
+ * Unlike {@linkcode lock}, it never leaves the lock free for other programs.
  *
  * Requires `--allow-read` and `--allow-write` for the file, as {@linkcode lock}.
  *
@@ -251,7 +249,8 @@ class Queue {
       // Closing frees it too, but on Windows that may take a while.
       quietly(() => file.unlockSync());
       file.close();
-      remember(this.#path, since);
+      recent.delete(this.#path); // so that the oldest stay first
+      recent.set(this.#path, { since, until: performance.now() });
       if (this.#waiters.size > 0) this.#serve();
       else queues.delete(this.#path);
     };
@@ -382,20 +381,13 @@ let blocked = 0;
 /** Since when, and until when, a path was held on end that was just released. */
 const recent = new Map<string, { since: number; until: number }>();
 
-function remember(path: string, since: number): void {
-  const until = performance.now();
-  for (const [path, held] of recent) {
-    if (until - held.until < 1) break;
+/** How the path was held, if others have had no time to get the lock since. */
+function justHeld(path: string): { since: number; until: number } | undefined {
+  for (const [path, { until }] of recent) {
+    if (performance.now() - until < 1) break;
     recent.delete(path);
   }
-  recent.delete(path); // so that the oldest stay first
-  recent.set(path, { since, until });
-}
-
-/** How it was held, if others have had no time to get the lock since. */
-function justHeld(path: string): { since: number; until: number } | undefined {
-  const held = recent.get(path);
-  return held && performance.now() - held.until < 1 ? held : undefined;
+  return recent.get(path);
 }
 
 /** Whether it is time for others: they may only try from time to time. */
