@@ -66,8 +66,9 @@ export async function open(projectDir: string | URL): Promise<Dir> {
 /**
  * Opens a `.cog/` in a new temporary directory, which is deleted on close.
  *
- * `Deno.exit()` and the normal end of the script delete it too. An uncaught
- * error or a signal does not. In a worker, only close is certain to delete it.
+ * `Deno.exit()` and the normal end of the script delete it too. A signal, or an
+ * uncaught error without `await using`, does not. In a worker, only close is
+ * certain to delete it.
  *
  * Requires `--allow-read` and `--allow-write` for the system's temporary
  * directory.
@@ -112,6 +113,10 @@ let construct: (project: string) => Dir;
  * A handle on the `.cog/` of a project, from {@linkcode open} or
  * {@linkcode openTemp}.
  *
+ * A handle keeps all of its scratch until it closes, so a long-lived program
+ * opens one for each piece of work. After `close()` every other method fails with
+ * {@linkcode Deno.errors.BadResource}.
+ *
  * Names are relative to `.cog/` and stay inside it. A refused name gives a
  * `TypeError` before anything on disk is touched. Refused are:
  *
@@ -123,11 +128,16 @@ let construct: (project: string) => Dir;
  * - on Windows, a part with a colon or `~1` in it, a part that ends in a dot or
  *   a space, and a device such as `nul.txt`
  *
- * A long-lived program opens a handle for each piece of work, since a handle
- * keeps all of its scratch until it closes.
+ * @example Usage
+ * ```ts
+ * import { open } from "@cog/dotcog/dir";
  *
- * After `close()` every other method fails with
- * {@linkcode Deno.errors.BadResource}.
+ * await using cog = await open(".");
+ * await cog.lock(); // held until cog closes
+ * const staging = await cog.tempPath("staging");
+ * const manifest = await cog.filePath("cache/manifest.json");
+ * await Deno.writeTextFile(manifest, JSON.stringify({ staging }));
+ * ```
  */
 export class Dir implements AsyncDisposable {
   /** The absolute path of `.cog/`. */
@@ -224,33 +234,32 @@ export class Dir implements AsyncDisposable {
   /**
    * Creates an empty scratch directory, which is removed on close.
    *
-   * Without a name, nobody else gets the directory, and no lock is needed: use
-   * it for a download, or for a file that is then renamed into place. It is on
+   * Without a name, the directory is yours alone and needs no lock. Use it for a
+   * download, or for a file that is renamed into place when complete: it is on
    * the same file system as the rest of `.cog/`.
    *
-   * With a name, whatever has that name is deleted first. Hold the lock until
-   * this handle closes: without it, the next process that takes the name deletes
-   * your scratch. The name `build` belongs to the `cog` program, which removes
-   * it without the lock: use another. Missing parents are created and stay.
+   * With a name, the file or directory of that name is deleted first. Missing
+   * parents are created and stay. Hold the lock until this handle closes, because
+   * the next process that takes the name deletes your scratch. Do not use the
+   * name `build`: the `cog` program removes it without the lock.
    *
-   * `Deno.exit()` and the normal end of the script remove scratch too. An
-   * uncaught error or a signal does not: the next `tempPath` in the same `.cog/`
-   * sweeps what is left, except at a name, which the next `tempPath` of that name
-   * does. Closing removes only the directory that was created here, never one
-   * that somebody has put in its place.
+   * Closing removes only the directory that was created here, never one that
+   * somebody has put in its place. `Deno.exit()` and the normal end of the script
+   * remove it too. A signal, or an uncaught error without `await using`, leaves
+   * it. The next `tempPath` in the same `.cog/` then sweeps nameless scratch, and
+   * the next `tempPath` of a name deletes what has the name.
    *
    * If something cannot be deleted, what is left of it stays at its name.
    *
-   * Deleting does not follow symbolic links. It enters a mount inside scratch. It
+   * Deleting does not follow symbolic links, but enters a mount inside scratch. It
    * is not safe from somebody who swaps a parent for a symbolic link at that
    * moment.
    *
-   * Each scratch holds an open file until this handle closes.
+   * Each scratch directory holds an open file until this handle closes.
    *
-   * In a worker, only close is certain to remove scratch. On Windows, and on file
-   * systems where directories cannot be locked, scratch without an owner is swept
-   * after an hour without a change, and so is scratch whose owner did not change
-   * it for that long.
+   * In a worker, only close is certain to remove scratch. Windows, and some file
+   * systems, cannot lock a directory: there, the sweep cannot tell whether the
+   * owner lives, and takes nameless scratch that has not changed for an hour.
    *
    * Requires `--allow-read` and `--allow-write` for the project.
    *
@@ -368,8 +377,9 @@ export class Dir implements AsyncDisposable {
    * });
    * ```
    */
-  async lock({ signal, onWait }: LockOptions = {}): Promise<Release> {
+  async lock(options: LockOptions = {}): Promise<Release> {
     this.#assertOpen("lock");
+    const { signal, onWait } = options;
     const acquired = lock(this.#lockFile, {
       signal: signal && this.#orClosing(signal),
       onWait: () => {
