@@ -9,7 +9,7 @@ const dir = scene();
 addEventListener("unload", () => dir[Symbol.dispose]());
 const cog = await open(dir.path);
 const cache = await cog.path("cache");
-const build = resolve(cog.root, "build");
+const staging = resolve(cog.root, "staging");
 
 compare("a path that exists", "µs", 50, {
   "bare: mkdir": () =>
@@ -19,12 +19,12 @@ compare("a path that exists", "µs", 50, {
 });
 
 const recursive = { recursive: true };
-compare("scratch, made, wiped and removed", "µs", 30, {
+compare("scratch, created, wiped and removed", "µs", 30, {
   "bare: remove, mkdir, remove": () =>
     perCall(20, async () => {
-      await Deno.remove(build, recursive).catch(() => {});
-      await Deno.mkdir(build);
-      await Deno.remove(build, recursive);
+      await Deno.remove(staging, recursive).catch(() => {});
+      await Deno.mkdir(staging);
+      await Deno.remove(staging, recursive);
     }),
   "tempPath(), close()": async () => {
     const opened = await Promise.all(
@@ -32,13 +32,13 @@ compare("scratch, made, wiped and removed", "µs", 30, {
     );
     return perCall(20, async () => {
       const cog = opened.pop()!;
-      await cog.tempPath("build");
+      await cog.tempPath("staging");
       await cog.close();
     });
   },
 });
 
-compare("a temporary directory, made and removed", "µs", 30, {
+compare("a temporary directory, created and removed", "µs", 30, {
   "bare: makeTempDir, mkdir, remove": () =>
     perCall(20, async () => {
       const project = await Deno.makeTempDir();
@@ -53,19 +53,19 @@ compare("a temporary directory, made and removed", "µs", 30, {
 });
 
 async function wipe(wipe: () => Promise<unknown>): Promise<number> {
-  await Deno.mkdir(build);
+  await Deno.mkdir(staging);
   for (let i = 0; i < 10_000; i++) {
-    Deno.writeTextFileSync(resolve(build, `${i}`), "");
+    Deno.writeTextFileSync(resolve(staging, `${i}`), "");
   }
   const start = performance.now();
   await wipe();
   return performance.now() - start;
 }
 compare("wiping a scratch of 10,000 files", "ms", 3, {
-  "bare: remove": () => wipe(() => Deno.remove(build, recursive)),
+  "bare: remove": () => wipe(() => Deno.remove(staging, recursive)),
   "tempPath(), close()": async () => {
     const cog = await open(dir.path);
-    return wipe(() => cog.tempPath("build")).finally(() => cog.close());
+    return wipe(() => cog.tempPath("staging")).finally(() => cog.close());
   },
 });
 
