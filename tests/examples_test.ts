@@ -21,9 +21,8 @@ type Example = "build" | "cache" | "run" | "wait";
 
 /** The command line of an example, with the permissions that it names. */
 function commandLine(name: Example, args: string[]): [string, ...string[]] {
-  const permissions = name === "cache" || name === "run"
-    ? ["--allow-all"]
-    : ["--allow-read", "--allow-write"];
+  const all = name === "cache" || name === "run";
+  const permissions = all ? ["--allow-all"] : ["--allow-read", "--allow-write"];
   const flags = ["--quiet", "--no-prompt", ...RESOLUTION, ...permissions];
   const file = local(`../examples/${name}.ts`);
   return [Deno.execPath(), "run", ...flags, file, ...args];
@@ -43,35 +42,31 @@ function exampleWithErrors(name: Example, ...args: string[]): Peer {
 
 /** An example on a terminal, where `type` presses its keys. */
 function onTerminal(name: Example, ...args: string[]) {
-  const quoted = commandLine(name, args).map((arg) =>
-    `'${arg.replaceAll("'", `'\\''`)}'`
-  );
-  const process = new Deno.Command("script", {
-    args: ["-qec", quoted.join(" "), "/dev/null"],
-    stdin: "piped",
-    stdout: "piped",
-  }).spawn();
+  const words = commandLine(name, args);
+  const quoted = words.map((it) => `'${it.replaceAll("'", `'\\''`)}'`);
+  const script = ["-qec", quoted.join(" "), "/dev/null"];
+  const piped = { args: script, stdin: "piped", stdout: "piped" } as const;
+  const process = new Deno.Command("script", piped).spawn();
   const stdin = process.stdin.getWriter();
   const stdout = process.stdout.pipeThrough(new TextDecoderStream())
     .getReader();
   let text = "";
+  const more = async () => {
+    const { value = "", done } = await soon(stdout.read());
+    text += value;
+    return !done;
+  };
   return {
     /** Reads until the screen has had the text so many times. */
     async shows(part: string, times = 1): Promise<void> {
       while (text.split(part).length <= times) {
-        const { value, done } = await soon(stdout.read());
-        if (done) throw new Error(`it ended after ${JSON.stringify(text)}`);
-        text += value;
+        assert(await more(), `it ended after ${JSON.stringify(text)}`);
       }
     },
     type: (keys: string) => stdin.write(new TextEncoder().encode(keys)),
     /** All that the screen has had, and how it ended. */
     async ended() {
-      for (;;) {
-        const { value, done } = await soon(stdout.read());
-        if (done) break;
-        text += value;
-      }
+      while (await more()) continue;
       await stdin.close().catch(() => {}); // it may have ended before
       return { ...await soon(process.status), text };
     },
@@ -90,13 +85,27 @@ async function result(name: Example, ...args: string[]) {
   return { code, out: lines(stdout), err: lines(stderr) };
 }
 
+/** The one line that an example prints which fails with such a code. */
+async function failure(code: number, name: Example, ...args: string[]) {
+  const { err: [line, ...more], ...rest } = await result(name, ...args);
+  assertEquals({ ...rest, more }, { code, out: [], more: [] });
+  return line;
+}
+
+/** Another process that holds the lock on `path`, until its `go`. */
+async function held(path: string): Promise<Peer> {
+  const holder = stranger(path);
+  await holder.line();
+  return holder;
+}
+
 /** A second Deno that runs `code`, as the command of an example. */
 function evaluating(code: string): string[] {
   return [Deno.execPath(), "eval", "--quiet", code];
 }
 
 /** A project with a few files, and some that a build skips. */
-function project(): { path: string; cog: string; lock: string } & Disposable {
+function project() {
   const dir = scene();
   for (const sub of ["src", ".git", "node_modules", ".cog/cache"]) {
     Deno.mkdirSync(resolve(dir.path, sub), { recursive: true });
@@ -107,147 +116,109 @@ function project(): { path: string; cog: string; lock: string } & Disposable {
   return { ...dir, cog, lock: resolve(cog, "cog.lock") };
 }
 
+type Project = ReturnType<typeof project>;
+
 async function sha256(bytes: BufferSource): Promise<string> {
   return new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
 }
 
+const NONE = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+const ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+/** Of the files of a project, with their sizes and SHA-256. */
 const MANIFEST = [
-  {
-    path: "cog.yaml",
-    size: 0,
-    sha256: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
-  },
-  {
-    path: "src/file",
-    size: 3,
-    sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-  },
+  { path: "cog.yaml", size: 0, sha256: NONE },
+  { path: "src/file", size: 3, sha256: ABC },
 ];
 
-const CALLS: [Example, (project: string) => string[]][] = [
-  ["build", (project) => [project]],
-  ["cache", (project) => ["http://127.0.0.1/", project]],
-  ["run", (project) => [project, Deno.execPath()]],
-  ["wait", (project) => [project]],
-];
+/** The manifest that a build wrote. */
+function manifest({ path }: { path: string }): unknown {
+  const file = resolve(path, ".cog", "cache", "manifest.json");
+  return JSON.parse(Deno.readTextFileSync(file));
+}
 
-for (const [name, args] of CALLS) {
+for (const name of ["build", "cache", "run", "wait"] as const) {
+  const before = name === "cache" ? ["http://127.0.0.1/"] : [];
+  const after = name === "run" ? [Deno.execPath()] : [];
   Deno.test(`${name} creates no project, and says so in one line`, async () => {
     using dir = scene();
-    const missing = resolve(dir.path, "missing");
-    const file = resolve(dir.path, "file");
-    Deno.writeTextFileSync(file, "");
-    for (const path of [missing, file, resolve(file, "below")]) {
-      assertEquals(await result(name, ...args(path)), {
-        code: 2,
-        out: [],
-        err: [`${path} is not a readable directory`],
-      });
+    Deno.writeTextFileSync(resolve(dir.path, "file"), "");
+    for (const project of ["missing", "file", "file/below"]) {
+      const path = resolve(dir.path, project);
+      const line = await failure(2, name, ...before, path, ...after);
+      assertEquals(line, `${path} is not a readable directory`);
     }
     assertEquals(names(dir.path), ["file"]);
   });
 }
 
-const USAGE: [Example, string[], string][] = [
-  ["cache", [], "cache.ts URL [PROJECT]"],
-  ["cache", ["no-url"], "cache.ts URL [PROJECT]"],
-  ["run", [], "run.ts [--wait SECONDS] PROJECT COMMAND..."],
-  ["run", ["."], "run.ts [--wait SECONDS] PROJECT COMMAND..."],
-  ["run", ["--wait"], "run.ts [--wait SECONDS] PROJECT COMMAND..."],
-  ["run", ["--wait", "1", "."], "run.ts [--wait SECONDS] PROJECT COMMAND..."],
-  ...["soon", "", "-1", "1e9", "9999999"].flatMap((seconds): typeof USAGE => [
-    [
-      "run",
-      ["--wait", seconds, ".", "x"],
-      "run.ts [--wait SECONDS] PROJECT COMMAND...",
-    ],
-    ["wait", [".", seconds], "wait.ts [PROJECT [SECONDS]]"],
-  ]),
-];
+const USAGE = {
+  build: "build.ts [PROJECT]",
+  cache: "cache.ts URL [PROJECT]",
+  run: "run.ts [--wait SECONDS] PROJECT COMMAND...",
+  wait: "wait.ts [PROJECT [SECONDS]]",
+};
 
 Deno.test("a wrong call gets one line of usage", async () => {
-  const results = USAGE.map(([name, args]) => result(name, ...args));
-  for (const [i, [, , usage]] of USAGE.entries()) {
-    assertEquals(await results[i], {
-      code: 2,
-      out: [],
-      err: [`Usage: ${usage}`],
-    });
+  const calls: [Example, ...string[]][] = [["cache"], ["cache", "no-url"]];
+  calls.push(["run"], ["run", "."], ["run", "--wait"]);
+  calls.push(["run", "--wait", "1", "."]);
+  for (const seconds of ["soon", "", "-1", "1e9", "9999999"]) {
+    calls.push(["run", "--wait", seconds, ".", "x"], ["wait", ".", seconds]);
   }
+  const lines = calls.map(([name, ...args]) => failure(2, name, ...args));
+  const usage = calls.map(([name]) => `Usage: ${USAGE[name]}`);
+  assertEquals(await Promise.all(lines), usage);
 });
 
 Deno.test("build --help is no error", async () => {
-  assertEquals(await result("build", "--help"), {
-    code: 0,
-    out: ["Usage: build.ts [PROJECT]"],
-    err: [],
-  });
+  const out = [`Usage: ${USAGE.build}`];
+  assertEquals(await result("build", "--help"), { code: 0, out, err: [] });
 });
 
 Deno.test("build stages a project, and leaves only its manifest", async () => {
   using dir = project();
-  const manifest = resolve(dir.cog, "cache", "manifest.json");
+  const file = resolve(dir.cog, "cache", "manifest.json");
   const staging = resolve(dir.cog, "staging");
   const reader = resolve(dir.cog, "cache", "reader"); // of the old manifest
-  Deno.writeTextFileSync(manifest, "old");
-  Deno.linkSync(manifest, reader);
-  assertEquals(await result("build", dir.path), {
-    code: 0,
-    out: [
-      "Staged files: 2 (3 bytes)",
-      `${manifest} stays, ${staging} is removed`,
-    ],
-    err: [],
-  });
-  assertEquals(JSON.parse(Deno.readTextFileSync(manifest)), MANIFEST);
+  Deno.writeTextFileSync(file, "old");
+  Deno.linkSync(file, reader);
+  const last = `${file} stays, ${staging} is removed`;
+  const out = ["Staged files: 2 (3 bytes)", last];
+  assertEquals(await result("build", dir.path), { code: 0, out, err: [] });
+  assertEquals(manifest(dir), MANIFEST);
   assertEquals(Deno.readTextFileSync(reader), "old");
   assertEquals(names(dir.cog), ["cache", "cog.lock"]);
 });
 
-Deno.test("build stages a large file without its bytes in memory", {
-  ignore: !HAS_PROC,
-}, async () => {
+Deno.test("build streams a large file", { ignore: !HAS_PROC }, async () => {
   using dir = scene();
   const size = 2 ** 28;
   large(dir.path, size);
   const [command, ...args] = commandLine("build", [dir.path]);
   const process = new Deno.Command(command, { args, stdout: "null" }).spawn();
-  let ended = false;
-  const status = process.status.finally(() => ended = true);
   let peak = 0;
   await until(() => {
-    peak = Math.max(peak, ended ? 0 : memoryPeak(process.pid));
-    return ended;
+    try {
+      const status = Deno.readTextFileSync(`/proc/${process.pid}/status`);
+      peak = Number(/^VmHWM:\s+(\d+) kB$/m.exec(status)![1]) * 1024;
+      return false;
+    } catch {
+      return true; // it has ended, and has no memory any more
+    }
   });
-  assertEquals((await status).code, 0);
+  assertEquals((await process.status).code, 0);
   assert(peak > 0 && peak < size, `${peak} bytes`);
-
-  const manifest = resolve(dir.path, ".cog", "cache", "manifest.json");
-  const bytes = Deno.readFileSync(resolve(dir.path, "weights"));
-  assertEquals(JSON.parse(Deno.readTextFileSync(manifest)), [
-    { path: "weights", size, sha256: await sha256(bytes) },
-  ]);
+  const digest = await sha256(new Uint8Array(size));
+  assertEquals(manifest(dir), [{ path: "weights", size, sha256: digest }]);
 });
 
-/** The most memory that a process had so far, in bytes: 0 after its end. */
-function memoryPeak(pid: number): number {
-  try {
-    const status = Deno.readTextFileSync(`/proc/${pid}/status`);
-    return Number(/^VmHWM:\s+(\d+) kB$/m.exec(status)?.[1] ?? 0) * 1024;
-  } catch {
-    return 0;
-  }
-}
-
-Deno.test("build shows its progress on a terminal, in one line", {
-  ignore: !HAS_TERMINAL,
-}, async () => {
+Deno.test("build shows its progress", { ignore: !HAS_TERMINAL }, async () => {
   using dir = project();
   let shown: string[] = [];
   for (let size = 2 ** 28; shown.length < 2 && size <= 2 ** 32; size *= 4) {
     large(dir.path, size); // so that it takes a while
-    const build = onTerminal("build", dir.path);
-    const { code, text } = await build.ended();
+    const { code, text } = await onTerminal("build", dir.path).ended();
     assertEquals(code, 0);
     const [progress, last, end] = text.split("\r\n");
     shown = progress.split("\r\x1b[K").slice(1);
@@ -264,44 +235,29 @@ Deno.test("build shows its progress on a terminal, in one line", {
 
 /** Adds a file to a project, for a build that takes a while. */
 function large(project: string, size = 2 ** 28): void {
-  const path = resolve(project, "weights");
-  Deno.writeTextFileSync(path, "");
-  Deno.truncateSync(path, size);
+  using file = Deno.createSync(resolve(project, "weights"));
+  file.truncateSync(size);
 }
 
-Deno.test(
-  "build says so where it must wait for another, two run one after the other",
-  async () => {
-    using dir = project();
-    await using holder = stranger(dir.lock);
-    await holder.line();
-    await using first = example("build", dir.path);
-    await using second = example("build", dir.path);
-    for (const build of [first, second]) {
-      assertEquals(
-        await build.line(),
-        `Waiting for another build in ${dir.path}`,
-      );
-    }
-    assertEquals(exists(resolve(dir.cog, "staging")), false);
-    await holder.go();
-    for (const build of [first, second]) {
-      assertEquals((await build.ended()).code, 0);
-      assertEquals(await build.line(), "Staged files: 2 (3 bytes)");
-    }
-    assertEquals(names(dir.cog), ["cache", "cog.lock"]);
-  },
-);
+Deno.test("build says that it waits for another, and two take turns", async () => {
+  using dir = project();
+  await using holder = await held(dir.lock);
+  await using first = example("build", dir.path);
+  await using second = example("build", dir.path);
+  const both = [first, second];
+  const waiting = `Waiting for another build in ${dir.path}`;
+  for (const build of both) assertEquals(await build.line(), waiting);
+  assertEquals(exists(resolve(dir.cog, "staging")), false);
+  await holder.go();
+  for (const build of both) {
+    assertEquals((await build.ended()).code, 0);
+    assertEquals(await build.line(), "Staged files: 2 (3 bytes)");
+  }
+  assertEquals(names(dir.cog), ["cache", "cog.lock"]);
+});
 
-/**
- * Sends a signal to a build as soon as the path in its scratch exists, and
- * returns its first line. A build that ends before that gets another try.
- */
-async function interrupt(
-  dir: { path: string; cog: string },
-  awaited: string,
-  signal: Deno.Signal,
-): Promise<string | undefined> {
+/** Signals a build once a path is in its scratch, and returns its first line. */
+async function interrupt(dir: Project, awaited: string, signal: Deno.Signal) {
   for (let tries = 0; tries < 10; tries++) {
     await using build = exampleWithErrors("build", dir.path);
     let ended = false;
@@ -309,60 +265,52 @@ async function interrupt(
     await until(() => ended || exists(resolve(dir.cog, "staging", awaited)));
     build.kill(signal);
     const { code } = await status;
-    if (code === 0) continue;
+    if (code === 0) continue; // it ended before that
     assertEquals(code, signal === "SIGINT" ? 130 : 137);
     return await build.line().catch(() => undefined);
   }
   throw new Error("every build ended too early");
 }
 
-Deno.test("build leaves no scratch after Ctrl-C", {
-  ignore: WINDOWS,
-}, async () => {
+Deno.test("build cleans up after Ctrl-C", { ignore: WINDOWS }, async () => {
   using dir = project();
   large(dir.path);
-  for (const awaited of [".", "weights"]) {
-    assertEquals(await interrupt(dir, awaited, "SIGINT"), "Stopped");
-    assertEquals(names(dir.cog), ["cache", "cog.lock"]);
-  }
   for (let i = 0; i < 1000; i++) {
     const sub = resolve(dir.path, "many", `${i}`);
     Deno.mkdirSync(sub, { recursive: true });
     Deno.writeTextFileSync(resolve(sub, "file"), "");
   }
-  assertEquals(await interrupt(dir, "many", "SIGINT"), "Stopped");
-  assertEquals(names(dir.cog), ["cache", "cog.lock"]);
+  for (const awaited of [".", "weights", "many"]) {
+    assertEquals(await interrupt(dir, awaited, "SIGINT"), "Stopped");
+    assertEquals(names(dir.cog), ["cache", "cog.lock"]);
+  }
 });
 
-Deno.test("build succeeds where a killed one has left its scratch", {
-  ignore: WINDOWS,
-}, async () => {
+Deno.test("build works after a killed one", { ignore: WINDOWS }, async () => {
   using dir = project();
   large(dir.path);
   assertEquals(await interrupt(dir, "weights", "SIGKILL"), undefined);
   assertEquals(exists(resolve(dir.cog, "staging", "weights")), true);
   Deno.removeSync(resolve(dir.path, "weights"));
   assertEquals((await result("build", dir.path)).code, 0);
-  const manifest = resolve(dir.cog, "cache", "manifest.json");
-  assertEquals(JSON.parse(Deno.readTextFileSync(manifest)), MANIFEST);
+  assertEquals(manifest(dir), MANIFEST);
   assertEquals(names(dir.cog), ["cache", "cog.lock"]);
 });
 
 Deno.test("wait gets a free lock", async () => {
   using dir = scene();
+  const gotIt = { code: 0, out: ["The lock is held here"], err: [] };
   for (const seconds of [[], ["0"], ["1.5"]]) {
-    assertEquals(await result("wait", dir.path, ...seconds), {
-      code: 0,
-      out: ["The lock is held here"],
-      err: [],
-    });
+    assertEquals(await result("wait", dir.path, ...seconds), gotIt);
   }
 });
 
-Deno.test("wait says that it waits, then gets the lock", async () => {
+Deno.test("wait says that it waits, and gives up or gets the lock", async () => {
   using dir = project();
-  await using holder = stranger(dir.lock);
-  await holder.line();
+  await using holder = await held(dir.lock);
+  const out = ["Waiting for another build, up to 0.2 s"];
+  const err = ["Gave up: another build took more than 0.2 s"];
+  assertEquals(await result("wait", dir.path, "0.2"), { code: 1, out, err });
   await using wait = example("wait", dir.path);
   assertEquals(await wait.line(), "Waiting for another build, up to 60 s");
   await holder.go();
@@ -370,78 +318,42 @@ Deno.test("wait says that it waits, then gets the lock", async () => {
   assertEquals((await wait.ended()).code, 0);
 });
 
-Deno.test("wait says that it waits, and gives up", async () => {
-  using dir = project();
-  await using holder = stranger(dir.lock);
-  await holder.line();
-  assertEquals(await result("wait", dir.path, "0.2"), {
-    code: 1,
-    out: ["Waiting for another build, up to 0.2 s"],
-    err: ["Gave up: another build took more than 0.2 s"],
-  });
-});
-
 Deno.test("run passes on arguments, output and exit code", async () => {
   using dir = project();
+  const code = "console.log(1); console.error(2); Deno.exit(+Deno.args[0])";
+  const expected = { code: 42, out: ["1"], err: ["2"] };
   for (const wait of [[], ["--wait", "0"], ["--wait", "60"]]) {
-    const command = evaluating(
-      `console.log(1); console.error(2); Deno.exit(Number(Deno.args[0]))`,
-    );
-    assertEquals(await result("run", ...wait, dir.path, ...command, "42"), {
-      code: 42,
-      out: ["1"],
-      err: ["2"],
-    });
+    const args = [...wait, dir.path, ...evaluating(code), "42"];
+    assertEquals(await result("run", ...args), expected);
   }
 });
 
 Deno.test("run says in one line that a command does not exist", async () => {
   using dir = project();
-  const { code, out, err } = await result("run", dir.path, "no-such-command");
-  assertEquals({ code, out, lines: err.length }, {
-    code: 127,
-    out: [],
-    lines: 1,
-  });
-  assert(err[0].includes("'no-such-command'"), err[0]);
+  const line = await failure(127, "run", dir.path, "no-such-command");
+  assert(line.includes("'no-such-command'"), line);
 });
 
-Deno.test("run says in one line that a file is no command", {
-  ignore: WINDOWS,
-}, async () => {
+Deno.test("run says if a file is no command", { ignore: WINDOWS }, async () => {
   using dir = project();
   const file = resolve(dir.path, "cog.yaml");
-  const { code, out, err } = await result("run", dir.path, file);
-  assertEquals({ code, out, lines: err.length }, {
-    code: 126,
-    out: [],
-    lines: 1,
-  });
-  assert(err[0].includes(file), err[0]);
+  const line = await failure(126, "run", dir.path, file);
+  assert(line.includes(file), line);
 });
 
 Deno.test("run says that it waits, and gives up", async () => {
   using dir = project();
-  await using holder = stranger(dir.lock);
-  await holder.line();
+  await using _holder = await held(dir.lock);
   const args = ["--wait", "0.2", dir.path, ...evaluating("console.log(1)")];
-  assertEquals(await result("run", ...args), {
-    code: 1,
-    out: [],
-    err: [
-      `Waiting for the lock of ${dir.path}`,
-      "Gave up: the lock was not free within 0.2 s",
-    ],
-  });
+  const gaveUp = "Gave up: the lock was not free within 0.2 s";
+  const err = [`Waiting for the lock of ${dir.path}`, gaveUp];
+  assertEquals(await result("run", ...args), { code: 1, out: [], err });
 });
 
-Deno.test("run says that it waits, then runs the command", {
-  ignore: WINDOWS,
-}, async () => {
+Deno.test("run waits, then runs the command", { ignore: WINDOWS }, async () => {
   using dir = project();
   for (const wait of [[], ["--wait", "60"]]) {
-    await using holder = stranger(dir.lock);
-    await holder.line();
+    await using holder = await held(dir.lock);
     const args = [...wait, dir.path, ...evaluating("console.log(1)")];
     await using run = exampleWithErrors("run", ...args);
     assertEquals(await run.line(), `Waiting for the lock of ${dir.path}`);
@@ -462,9 +374,7 @@ const HEARING = evaluating(`
 `);
 
 for (const signal of ["SIGINT", "SIGTERM"] as const) {
-  Deno.test(`run passes ${signal} on, and holds the lock to the end`, {
-    ignore: WINDOWS,
-  }, async () => {
+  Deno.test(`run passes ${signal} on`, { ignore: WINDOWS }, async () => {
     using dir = project();
     await using run = example("run", dir.path, ...HEARING);
     assertEquals(await run.line(), `${run.pid}`);
@@ -478,9 +388,7 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
     assertEquals(isFree(dir.lock), true);
   });
 
-  Deno.test(`run exits as a shell does if ${signal} ends the command`, {
-    ignore: WINDOWS,
-  }, async () => {
+  Deno.test(`run reports death by ${signal}`, { ignore: WINDOWS }, async () => {
     using dir = project();
     const command = ["sh", "-c", "echo ready; exec cat"];
     await using run = example("run", dir.path, ...command);
@@ -491,28 +399,23 @@ for (const signal of ["SIGINT", "SIGTERM"] as const) {
   });
 }
 
-Deno.test("run takes no notice of a signal that comes after the command", {
-  ignore: !HAS_PROC,
-}, async () => {
+Deno.test("run ignores a late signal", { ignore: !HAS_PROC }, async () => {
   using dir = project();
+  const command = ["sh", "-c", "echo $$; exec cat"];
   for (let i = 0; i < 10; i++) {
-    const command = ["sh", "-c", "echo $$; exec cat"];
     await using run = exampleWithErrors("run", dir.path, ...command);
     const child = Number(await run.line());
     run.kill("SIGSTOP");
     Deno.kill(child, "SIGKILL");
-    await until(() =>
-      Deno.readTextFileSync(`/proc/${child}/stat`).includes(") Z ")
-    );
+    const stat = `/proc/${child}/stat`;
+    await until(() => Deno.readTextFileSync(stat).includes(") Z "));
     run.kill("SIGTERM"); // it gets to know of both at once
     run.kill("SIGCONT");
     assertEquals((await run.ended()).code, 137);
   }
 });
 
-Deno.test("run lets Ctrl-C on a terminal reach the command once", {
-  ignore: !HAS_TERMINAL,
-}, async () => {
+Deno.test("run does not double Ctrl-C", { ignore: !HAS_TERMINAL }, async () => {
   using dir = project();
   const run = onTerminal("run", dir.path, ...HEARING);
   await run.shows("\r\n");
@@ -528,8 +431,8 @@ Deno.test("run lets Ctrl-C on a terminal reach the command once", {
   assertEquals(isFree(dir.lock), true);
 });
 
-/** A server that counts its requests. */
-function server(answer: (count: number) => Response | Promise<Response>) {
+/** A server of one file, by its name in a cache, that counts its requests. */
+async function server(answer: (count: number) => Response | Promise<Response>) {
   let count = 0;
   const closing = new AbortController();
   const { addr, finished } = Deno.serve({
@@ -539,8 +442,10 @@ function server(answer: (count: number) => Response | Promise<Response>) {
     onListen() {},
     onError: () => new Response(null, { status: 500 }), // and not a word
   }, () => answer(++count));
+  const url = `http://127.0.0.1:${addr.port}/weights`;
   return {
-    url: `http://127.0.0.1:${addr.port}/weights`,
+    url,
+    name: await sha256(new TextEncoder().encode(url)),
     get count() {
       return count;
     },
@@ -551,120 +456,85 @@ function server(answer: (count: number) => Response | Promise<Response>) {
   };
 }
 
-/** An answer whose connection is cut once a project has scratch for it. */
-function cut({ cog }: { cog: string }): Response {
-  return new Response(
-    new ReadableStream({
-      start: (controller) => controller.enqueue(new Uint8Array(1024)),
-      async pull() {
-        await until(() => names(cog).length === 2);
-        throw new Error("cut");
-      },
-    }),
-  );
+/** An answer of which no more comes than `pull` makes of it. */
+function unfinished(pull?: () => Promise<void>): Response {
+  const start = (controller: ReadableStreamDefaultController) =>
+    controller.enqueue(new Uint8Array(1024));
+  return new Response(new ReadableStream({ start, pull }));
 }
 
-/** What a project holds after one fetch from the server. */
-async function assertFetched(
-  { cog }: { cog: string },
-  { url }: { url: string },
-): Promise<void> {
-  const name = await sha256(new TextEncoder().encode(url));
+/** Fails unless a project holds what one fetch brings, and nothing more. */
+function assertFetched({ cog }: Project, { name }: { name: string }) {
+  const file = resolve(cog, "cache", name);
   assertEquals(names(cog), ["cache"]);
-  const cache = resolve(cog, "cache");
-  assertEquals(names(cache), ["file", name, `${name}.lock`].sort());
-  assertEquals(Deno.readTextFileSync(resolve(cache, name)), "weights");
-  assertEquals(isFree(resolve(cache, `${name}.lock`)), true);
+  const cached = ["file", name, `${name}.lock`].sort();
+  assertEquals(names(resolve(cog, "cache")), cached);
+  assertEquals(Deno.readTextFileSync(file), "weights");
+  assertEquals(isFree(`${file}.lock`), true);
 }
 
-Deno.test("cache fetches a file once for five processes", {
-  ignore: WINDOWS,
-}, async () => {
+Deno.test("cache fetches once for all five", { ignore: WINDOWS }, async () => {
   using dir = project();
-  const answer = Promise.withResolvers<void>();
-  await using http = server(async () => {
-    await answer.promise;
-    return new Response("weights");
-  });
+  const answer = Promise.withResolvers<Response>();
+  await using http = await server(() => answer.promise);
   await using stack = new AsyncDisposableStack();
-  const first = stack.use(exampleWithErrors("cache", http.url, dir.path));
+  const start = () => stack.use(exampleWithErrors("cache", http.url, dir.path));
+  const first = start();
   await until(() => http.count === 1);
-  const others = Array.from(
-    { length: 4 },
-    () => stack.use(exampleWithErrors("cache", http.url, dir.path)),
-  );
-  for (const cache of others) {
-    const line = await cache.line();
-    assertEquals(line, `Waiting for another fetch of ${http.url}`);
-  }
+  const others = [start(), start(), start(), start()];
+  const waiting = `Waiting for another fetch of ${http.url}`;
+  for (const cache of others) assertEquals(await cache.line(), waiting);
   // A build, and so the lock of the project, has nothing to do with it.
   assertEquals((await result("wait", dir.path, "0")).code, 0);
   Deno.removeSync(dir.lock);
-  answer.resolve();
-  const name = await sha256(new TextEncoder().encode(http.url));
+  answer.resolve(new Response("weights"));
   for (const cache of [first, ...others]) {
-    assertEquals(await cache.line(), resolve(dir.cog, "cache", name));
+    assertEquals(await cache.line(), resolve(dir.cog, "cache", http.name));
     assertEquals((await cache.ended()).code, 0);
   }
   assertEquals(http.count, 1);
-  await assertFetched(dir, http);
+  assertFetched(dir, http);
 });
 
 Deno.test("cache finds a file that exists, even while its lock is held", async () => {
   using dir = project();
-  await using http = server(() => new Response("weights"));
-  const name = await sha256(new TextEncoder().encode(http.url));
-  const file = resolve(dir.cog, "cache", name);
+  await using http = await server(() => new Response("weights"));
+  const file = resolve(dir.cog, "cache", http.name);
   const found = { code: 0, out: [file], err: [] };
   assertEquals(await result("cache", http.url, dir.path), found);
   {
-    await using holder = stranger(`${file}.lock`);
-    await holder.line();
+    await using _holder = await held(`${file}.lock`);
     assertEquals(await result("cache", http.url, dir.path), found);
-    await holder.go();
   }
   assertEquals(http.count, 1);
-  await assertFetched(dir, http);
+  assertFetched(dir, http);
 });
 
 Deno.test("cache leaves nothing in place if a fetch fails, and the next succeeds", async () => {
   using dir = project();
-  await using http = server((count) => {
+  const cut = async () => {
+    await until(() => names(dir.cog).length === 2); // it has scratch by now
+    throw new Error("cut");
+  };
+  await using http = await server((count) => {
     if (count === 1) return new Response("no", { status: 500 });
-    return count === 2 ? cut(dir) : new Response("weights");
+    return count === 2 ? unfinished(cut) : new Response("weights");
   });
-  const name = await sha256(new TextEncoder().encode(http.url));
-  const leftovers = ["file", `${name}.lock`].sort();
+  const left = ["file", `${http.name}.lock`].sort();
   for (const reason of ["the server answers 500", "error reading a body"]) {
-    const { code, out, err } = await result("cache", http.url, dir.path);
-    assertEquals({ code, out, lines: err.length }, {
-      code: 1,
-      out: [],
-      lines: 1,
-    });
-    assert(err[0].startsWith(`Cannot fetch ${http.url}: ${reason}`), err[0]);
+    const line = await failure(1, "cache", http.url, dir.path);
+    assert(line.startsWith(`Cannot fetch ${http.url}: ${reason}`), line);
     assertEquals(names(dir.cog), ["cache"]);
-    assertEquals(names(resolve(dir.cog, "cache")), leftovers);
+    assertEquals(names(resolve(dir.cog, "cache")), left);
   }
   assertEquals((await result("cache", http.url, dir.path)).code, 0);
   assertEquals(http.count, 3);
-  await assertFetched(dir, http);
+  assertFetched(dir, http);
 });
 
-/** An answer that never ends. */
-function endless(): Response {
-  return new Response(
-    new ReadableStream({
-      start: (controller) => controller.enqueue(new Uint8Array(1024)),
-    }),
-  );
-}
-
-Deno.test("cache leaves no scratch after Ctrl-C", {
-  ignore: WINDOWS,
-}, async () => {
+Deno.test("cache cleans up after Ctrl-C", { ignore: WINDOWS }, async () => {
   using dir = project();
-  await using http = server(endless);
+  await using http = await server(() => unfinished());
   await using cache = example("cache", http.url, dir.path);
   await until(() => names(dir.cog).length === 2);
   cache.kill("SIGINT");
@@ -672,12 +542,10 @@ Deno.test("cache leaves no scratch after Ctrl-C", {
   assertEquals(names(dir.cog), ["cache"]);
 });
 
-Deno.test("cache takes over from a killed one, and sweeps its scratch", {
-  ignore: WINDOWS,
-}, async () => {
+Deno.test("cache takes over after a kill", { ignore: WINDOWS }, async () => {
   using dir = project();
-  await using http = server((count) =>
-    count === 1 ? endless() : new Response("weights")
+  await using http = await server((count) =>
+    count === 1 ? unfinished() : new Response("weights")
   );
   await using first = example("cache", http.url, dir.path);
   await until(() => names(dir.cog).length === 2);
@@ -686,12 +554,12 @@ Deno.test("cache takes over from a killed one, and sweeps its scratch", {
   first.kill();
   assertEquals((await second.ended()).code, 0);
   assertEquals(http.count, 2);
-  await assertFetched(dir, http);
+  assertFetched(dir, http);
 });
 
 Deno.test("cache gets an empty file of an answer without a body", async () => {
   using dir = project();
-  await using http = server(() => new Response(null, { status: 204 }));
+  await using http = await server(() => new Response(null, { status: 204 }));
   const { code, out } = await result("cache", http.url, dir.path);
   assertEquals(code, 0);
   assertEquals(Deno.statSync(out[0]).size, 0);
@@ -699,11 +567,9 @@ Deno.test("cache gets an empty file of an answer without a body", async () => {
 
 // The blocks of TypeScript in the README are tests by themselves, with --doc.
 
-const SHELL = [
-  ...Deno.readTextFileSync(local("../README.md")).matchAll(
-    /^```sh\r?\n(.*?)^```/gms,
-  ),
-].flatMap(([, block]) => block.trim().split(/\r?\n/));
+const README = Deno.readTextFileSync(local("../README.md"));
+const SHELL = [...README.matchAll(/^```sh\r?\n(.*?)^```/gms)]
+  .flatMap(([, block]) => block.trim().split(/\r?\n/));
 
 Deno.test("the README's tasks are there", () => {
   const { tasks } = JSON.parse(Deno.readTextFileSync(local("../deno.json")));
@@ -717,16 +583,14 @@ Deno.test("the README's line for a shell waits for the lock, then copies", {
 }, async () => {
   using dir = project();
   Deno.mkdirSync(resolve(dir.path, "weights"));
-  const copied = resolve(dir.path, ".cog", "weights");
+  const copied = resolve(dir.cog, "weights");
   const [line, ...more] = SHELL.filter((line) => line.startsWith("flock "));
   assertEquals(more, []);
-  const run = (limit: string) =>
-    new Deno.Command("timeout", {
-      args: [limit, "sh", "-c", line],
-      cwd: dir.path,
-    }).output();
-  await using holder = stranger(resolve(dir.path, ".cog", "cog.lock"));
-  await holder.line();
+  const run = (limit: string) => {
+    const args = [limit, "sh", "-c", line];
+    return new Deno.Command("timeout", { args, cwd: dir.path }).output();
+  };
+  await using holder = await held(dir.lock);
   assertEquals((await run("0.5")).success, false);
   assertEquals(exists(copied), false);
   await holder.go();
