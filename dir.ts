@@ -147,7 +147,6 @@ export class Dir implements AsyncDisposable {
 
   readonly #cleanups = new AsyncDisposableStack();
   readonly #closing = new AbortController();
-  readonly #signals = new WeakMap<AbortSignal, AbortSignal>();
   readonly #waits = new Set<(reason: Error) => void>();
   #closed: Promise<void> | undefined;
   #held: Release | undefined;
@@ -381,7 +380,7 @@ export class Dir implements AsyncDisposable {
     this.#assertOpen("lock");
     const { signal, onWait } = options;
     const acquired = lock(this.#lockFile, {
-      signal: signal && this.#orClosing(signal),
+      signal: signal && AbortSignal.any([signal, this.#closing.signal]),
       onWait: () => {
         this.#assertOpen("lock");
         onWait?.();
@@ -478,15 +477,6 @@ export class Dir implements AsyncDisposable {
 
   get #lockFile(): string {
     return resolve(this.root, LOCK_NAME);
-  }
-
-  /** One signal for each: Deno 2.7 keeps every one that it combines. */
-  #orClosing(signal: AbortSignal): AbortSignal {
-    const known = this.#signals.get(signal);
-    if (known) return known;
-    const either = AbortSignal.any([signal, this.#closing.signal]);
-    this.#signals.set(signal, either);
-    return either;
   }
 
   /** Has close release the lock too. If that has begun, releases it now. */
