@@ -1,6 +1,6 @@
 /**
- * The same class of error with the same `code`: its message begins with what
- * was tried, its cause is the original.
+ * An error of the same class and `code`. Its message begins with what was tried,
+ * and its cause is the original.
  */
 export function explained(tried: string, error: unknown): Error {
   const { constructor, message, code } = error as Error & { code?: string };
@@ -17,7 +17,7 @@ export function isGone(error: unknown): boolean {
     error instanceof Deno.errors.NotADirectory;
 }
 
-/** What `attempt` returns, or `undefined` if it throws. */
+/** The result of `attempt`, or `undefined` if it throws. */
 export function quietly<T>(attempt: () => T): T | undefined {
   try {
     return attempt();

@@ -1,7 +1,6 @@
 /**
- * Whether the file or directory of the open handle is the one that exists
- * elsewhere: the birth time tells them apart where numbers are missing, rounded
- * or given again.
+ * Whether both are of one file or directory, and the open one is not deleted. The
+ * birth time tells them apart where inode numbers are missing, rounded or reused.
  */
 export function isSame(open: Deno.FileInfo, other: Deno.FileInfo): boolean {
   return open.nlink !== 0 && open.dev === other.dev && open.ino === other.ino &&

@@ -55,15 +55,15 @@ function advise(path: string, error: unknown): string {
   const isDirectory = (path: string) =>
     quietly(() => Deno.statSync(path))?.isDirectory;
   const found = quietly(() => Deno.lstatSync(path));
-  if (isDirectory(path)) return "it is a directory: name a file in it";
+  if (isDirectory(path)) return "it is a directory; name a file in it";
   if (error instanceof TypeError) return "no path can contain a NUL";
   if (error instanceof Deno.errors.PermissionDenied) {
-    return found ? "allow to read it" : "allow to write to its directory";
+    return found ? "allow reading it" : "allow writing to its directory";
   }
   if (!(error instanceof Deno.errors.NotFound)) return "";
   if (found?.isSymlink) {
-    return "it is a symbolic link into a missing directory: create that first";
+    return "it is a symbolic link into a missing directory; create that first";
   }
   if (isDirectory(resolve(path, ".."))) return "";
-  return "its directory is missing: create it first";
+  return "its directory is missing; create it first";
 }

@@ -5,11 +5,11 @@ import { isReserved } from "./_scratch.ts";
 /** The name of the lock file inside the state directory. */
 export const LOCK_NAME = "cog.lock";
 
-/** Windows' other names: streams, short names, ignored ends, devices. */
+/** Names of something else on Windows: streams, short names, devices. */
 const ALIAS =
   /:|~\d|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d¹²³]) *(\.|$)/i;
 
-/** Why a name inside `.cog/` is refused on such a system, or `undefined`. */
+/** Why a name inside `.cog/` is refused, or `undefined`. */
 export function refusal(name: string, windows: boolean): string | undefined {
   const path = windows ? windowsNormalize(name) : posixNormalize(name);
   const separator = windows ? "\\" : "/";
@@ -18,10 +18,10 @@ export function refusal(name: string, windows: boolean): string | undefined {
   if (path.startsWith(separator)) return "is absolute";
   if (/^[a-z]:/i.test(name)) return "begins with a drive letter";
   if (parts[0] === "..") return "leads outside";
-  if (parts[0]?.toLowerCase() === LOCK_NAME) return "is the lock file's";
+  if (parts[0]?.toLowerCase() === LOCK_NAME) return "is for the lock file";
   if (parts.some(isReserved)) return "is reserved for scratch";
   if (windows && parts.some((part) => ALIAS.test(part))) {
-    return "is another name on Windows";
+    return "is special on Windows";
   }
   return undefined;
 }

@@ -1,5 +1,5 @@
-// The entry points of `@std/path` for any system read `globalThis.process`, for
-// which Deno loads all of `node:process`: most of the time to start.
+// The entry points of `@std/path` for every system read `globalThis.process`.
+// Deno then loads `node:process`, which takes most of the start-up time.
 import { fromFileUrl as posixFromFileUrl } from "@std/path/posix/from-file-url";
 import { isAbsolute as posixIsAbsolute } from "@std/path/posix/is-absolute";
 import { resolve as posixResolve } from "@std/path/posix/resolve";
@@ -12,7 +12,7 @@ export const WINDOWS = Deno.build.os === "windows";
 const fromFileUrl = WINDOWS ? windowsFromFileUrl : posixFromFileUrl;
 const isAbsolute = WINDOWS ? windowsIsAbsolute : posixIsAbsolute;
 
-/** The path of parts of which the first is absolute. */
+/** Joins parts, of which the first is absolute. */
 export const resolve = WINDOWS ? windowsResolve : posixResolve;
 
 /** The absolute path of a path or a file URL. */

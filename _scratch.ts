@@ -16,7 +16,7 @@ function reserve(parent: string): string {
   return resolve(parent, `.scratch-${crypto.randomUUID()}`);
 }
 
-/** An empty directory of one's own. */
+/** An empty directory with one owner. */
 export interface Scratch {
   readonly path: string;
   /** Removes the directory, if it is still the one at the path. */
@@ -25,7 +25,7 @@ export interface Scratch {
 
 /**
  * Creates scratch: at `path`, after deleting what exists there, or else at a
- * reserved path in `root`. Sweeps what crashes left beside both.
+ * reserved path in `root`. Sweeps what crashes left in `root` and in its parent.
  */
 export async function createScratch(
   root: string,
@@ -50,7 +50,7 @@ export async function createScratch(
   }
 }
 
-/** Deletes what exists at the path, after it has left that in one step. */
+/** Moves what exists at the path aside in one step, then deletes it. */
 async function wipe(path: string): Promise<void> {
   const aside = moveAside(path, reserve(resolve(path, "..")));
   if (aside) await deleteTree(aside, path);
@@ -70,11 +70,11 @@ async function createDirectory(
 }
 
 /**
- * Makes a new directory somebody's, and moves it from its `own` reserved path
+ * Locks a new directory for its owner, and moves it from its `own` reserved path
  * to its `path`. Synchronous, so that no exit comes in between.
  *
- * The scratch lives as long as its handle. That is locked, so that others can
- * tell whether a directory at a reserved path is still somebody's.
+ * The open file is locked while the scratch lives, so that others can tell
+ * whether a directory at a reserved path is still in use.
  */
 function place(own: string, path: string, swept: Promise<unknown>): Scratch {
   using undo = new DisposableStack();
@@ -131,7 +131,7 @@ function place(own: string, path: string, swept: Promise<unknown>): Scratch {
   };
 }
 
-/** Where a tree is to be deleted, if it still is. */
+/** Returns where to delete a tree, if anywhere. */
 type Withdraw = () => string | undefined;
 
 /** The trees that an exit deletes, by their paths. */
@@ -146,7 +146,7 @@ function deleteAll(): void {
   }
 }
 
-/** Has an exit delete the tree that was at the path. */
+/** Registers a tree that an exit must delete. */
 function atExit(path: string, withdraw: Withdraw): void {
   exits.set(path, withdraw);
   addEventListener("unload", deleteAll);
@@ -157,7 +157,7 @@ function forget(path: string, withdraw: Withdraw): void {
   if (exits.size === 0) removeEventListener("unload", deleteAll);
 }
 
-/** Has an exit delete the tree at the path, and returns what does so earlier. */
+/** Registers a tree that an exit deletes. The result deletes it earlier. */
 export function ownTree(path: string): () => Promise<void> {
   atExit(path, () => path);
   return async () => {
@@ -169,7 +169,7 @@ export function ownTree(path: string): () => Promise<void> {
   };
 }
 
-/** Deletes a tree, or returns what is left of it to its path. */
+/** Deletes a tree, or moves what is left of it back to its path. */
 async function deleteTree(aside: string, path: string): Promise<void> {
   const withdraw = () => aside;
   atExit(aside, withdraw);
@@ -191,7 +191,7 @@ function moveAside(path: string, aside: string): string | undefined {
     return aside;
   } catch (error) {
     if (isGone(error)) return undefined;
-    // An overlay moves no directory of a lower layer, a full btrfs none at all.
+    // An overlay cannot move a directory of a lower layer, a full btrfs none.
     if (codeOf(error) === "EXDEV" || isFull(error)) return path;
     throw error;
   }
@@ -203,7 +203,7 @@ async function sweep(parent: string): Promise<void> {
   for (const { name, isDirectory } of entries) {
     const path = resolve(parent, name);
     if (!isReserved(name) || exits.has(path)) continue;
-    // Only what an owner has opened is a directory: the rest is on its way out.
+    // Owned scratch is always a directory: the rest awaits its deletion.
     using handle = isDirectory ? quietly(() => Deno.openSync(path)) : undefined;
     const isFree = handle && tryLock(handle);
     if (isFree ?? (!isDirectory || isOld(path))) {
@@ -212,12 +212,12 @@ async function sweep(parent: string): Promise<void> {
   }
 }
 
-/** Whether the lock was got: `undefined` where directories have no locks. */
+/** Acquires the lock: `undefined` where directories have no locks. */
 function tryLock(directory: Deno.FsFile): boolean | undefined {
   return quietly(() => directory.tryLockSync(true));
 }
 
-/** Whether it was left an hour ago, where no lock tells whose it is. */
+/** Whether it is unchanged for an hour, where no lock tells whose it is. */
 function isOld(path: string): boolean {
   const changed = quietly(() => Deno.lstatSync(path))?.ctime;
   return !!changed && Date.now() - changed.getTime() > 60 * 60 * 1000;

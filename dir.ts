@@ -1,6 +1,6 @@
 /**
- * The directory `.cog/` of a project: {@linkcode open} it, or create one in a
- * new temporary directory with {@linkcode openTemp}.
+ * The `.cog/` of a project, from {@linkcode open}, or of a new temporary
+ * directory, from {@linkcode openTemp}.
  *
  * ```ts
  * import { openTemp } from "@cog/dotcog/dir";
@@ -33,8 +33,8 @@ export const NAME = ".cog";
  * Requires `--allow-read` and `--allow-write` for the project, and for the
  * target of a symbolic link.
  *
- * @param projectDir The project. A relative path starts at the current working
- * directory, and the handle keeps it when that changes.
+ * @param projectDir The project. A relative path is resolved once, from the
+ * current working directory.
  * @returns The handle. Close it, best with `await using`.
  *
  * @throws {TypeError} If `projectDir` is a URL that is not a `file:` URL, or
@@ -42,8 +42,8 @@ export const NAME = ".cog";
  * @throws {Deno.errors.AlreadyExists} If `.cog` exists and is not a directory.
  * @throws {Deno.errors.NotADirectory} If the project, or a parent of it, is a
  * file. On Windows, a platform-specific error.
- * @throws {Deno.errors.PermissionDenied} If the user may not create it.
- * @throws {Deno.errors.NotCapable} If Deno may not create it.
+ * @throws {Deno.errors.PermissionDenied} If the user may not create `.cog/`.
+ * @throws {Deno.errors.NotCapable} If Deno lacks the permission.
  * @throws {Error} A platform-specific error if the disk is full or read-only.
  *
  * @example Usage
@@ -67,7 +67,7 @@ export async function open(projectDir: string | URL): Promise<Dir> {
  * Opens a `.cog/` in a new temporary directory, which is deleted on close.
  *
  * `Deno.exit()` and the normal end of the script delete it too. A signal, or an
- * uncaught error without `await using`, does not. In a worker, only close is
+ * uncaught error outside `await using`, does not. In a worker, only close is
  * certain to delete it.
  *
  * Requires `--allow-read` and `--allow-write` for the system's temporary
@@ -76,8 +76,8 @@ export async function open(projectDir: string | URL): Promise<Dir> {
  * @returns The handle. Close it, best with `await using`.
  *
  * @throws {Deno.errors.NotFound} If the system's temporary directory is missing.
- * @throws {Deno.errors.PermissionDenied} If the user may not write to it.
- * @throws {Deno.errors.NotCapable} If Deno may not write to it.
+ * @throws {Deno.errors.PermissionDenied} If the user may not write to that.
+ * @throws {Deno.errors.NotCapable} If Deno lacks the permission.
  * @throws {Error} A platform-specific error if the disk is full or read-only.
  *
  * @example A fixture
@@ -117,16 +117,16 @@ let construct: (project: string) => Dir;
  * opens one for each piece of work. After `close()` every other method fails with
  * {@linkcode Deno.errors.BadResource}.
  *
- * Names are relative to `.cog/` and stay inside it. A refused name gives a
- * `TypeError` before anything on disk is touched. Refused are:
+ * Names are relative to `.cog/`. The methods refuse these with a `TypeError`,
+ * before they touch the disk:
  *
  * - an absolute path, and a name that begins with a drive letter
  * - a name that leads out by `..`
- * - a NUL in the name
- * - `cog.lock` in any case, and all names below it
- * - a part of the form `.scratch-UUID`
- * - on Windows, a part with a colon or `~1` in it, a part that ends in a dot or
- *   a space, and a device such as `nul.txt`
+ * - a name that contains a NUL
+ * - `cog.lock`, in upper or lower case, and names below it
+ * - a name with a part of the form `.scratch-UUID`
+ * - on Windows, a name with a part that contains a colon, or `~` and a digit, or
+ *   that ends in a dot or a space, or that is a device such as `nul.txt`
  *
  * @example Usage
  * ```ts
@@ -234,21 +234,21 @@ export class Dir implements AsyncDisposable {
    * Creates an empty scratch directory, which is removed on close.
    *
    * Without a name, the directory is yours alone and needs no lock. Use it for a
-   * download, or for a file that is renamed into place when complete: it is on
-   * the same file system as the rest of `.cog/`.
+   * download, or for a file that is renamed into place when complete. The
+   * directory is directly in `.cog/`.
    *
    * With a name, the file or directory of that name is deleted first. Missing
    * parents are created and stay. Hold the lock until this handle closes, because
-   * the next process that takes the name deletes your scratch. Do not use the
-   * name `build`: the `cog` program removes it without the lock.
+   * the next `tempPath` of that name deletes your scratch. Do not use the name
+   * `build`: the `cog` program removes it without the lock.
    *
    * Closing removes only the directory that was created here, never one that
    * somebody has put in its place. `Deno.exit()` and the normal end of the script
-   * remove it too. A signal, or an uncaught error without `await using`, leaves
-   * it. The next `tempPath` in the same `.cog/` then sweeps nameless scratch, and
-   * the next `tempPath` of a name deletes what has the name.
+   * remove it too. A signal, or an uncaught error outside `await using`, leaves
+   * it. Any later `tempPath` in the same `.cog/` then sweeps nameless scratch, and
+   * only one of the same name deletes named scratch.
    *
-   * If something cannot be deleted, what is left of it stays at its name.
+   * If a deletion fails, the rest stays, at its old name if possible.
    *
    * Deleting does not follow symbolic links, but enters a mount inside scratch. It
    * is not safe from somebody who swaps a parent for a symbolic link at that
@@ -258,7 +258,7 @@ export class Dir implements AsyncDisposable {
    *
    * In a worker, only close is certain to remove scratch. Windows, and some file
    * systems, cannot lock a directory: there, the sweep cannot tell whether the
-   * owner lives, and takes nameless scratch that has not changed for an hour.
+   * owner lives, and deletes nameless scratch with no new entry for an hour.
    *
    * Requires `--allow-read` and `--allow-write` for the project.
    *
@@ -267,8 +267,8 @@ export class Dir implements AsyncDisposable {
    *
    * @throws {TypeError} If the name is refused, see {@linkcode Dir}, or is
    * `.cog/` itself.
-   * @throws {Deno.errors.BadResource} If this handle is closed, also while the
-   * scratch is created.
+   * @throws {Deno.errors.BadResource} If this handle is closed, or closes during
+   * the call.
    * @throws {Deno.errors.NotADirectory} If a parent is a file or a symbolic link.
    * @throws {Deno.errors.PermissionDenied} If the user may not delete what has
    * the name.
@@ -322,7 +322,7 @@ export class Dir implements AsyncDisposable {
    * Requires no permission.
    *
    * @param cleanup The function to call. It must not use this handle or wait for
-   * its close. A lock that the handle holds is still held.
+   * its close. The handle releases its lock afterwards.
    *
    * @throws {Deno.errors.BadResource} If this handle is closed.
    *
@@ -347,22 +347,22 @@ export class Dir implements AsyncDisposable {
    *
    * If this handle closes during the wait, the promise rejects at once. But a
    * wait without a signal goes on in the operating system: it keeps the process
-   * alive until the lock is free, and holds the lock then until the event loop
+   * alive until the lock is free, and then holds the lock until the event loop
    * turns. A synchronous call that needs the lock, such as
-   * `new Deno.Command("cog", { args: ["build"] }).outputSync()`, hangs after such
-   * a close. Use a signal if you may close while you wait.
+   * `new Deno.Command("cog", { args: ["build"] }).outputSync()`, can hang after
+   * such a close. Use a signal if you may close while you wait.
    *
    * Requires `--allow-read` and `--allow-write` for the project.
    *
-   * @param options The signal that abandons the wait, and a call to announce it.
+   * @param options The signal that abandons the wait, and a function to announce it.
    * @returns The release. Closing this handle releases the lock too.
    *
-   * @throws {Deno.errors.BadResource} If this handle is closed, also during the
-   * wait.
+   * @throws {Deno.errors.BadResource} If this handle is closed, or closes during
+   * the wait.
    * @throws {Deno.errors.NotFound} If `.cog/` was deleted.
    * @throws {Deno.errors.PermissionDenied} If the user may not open the lock
    * file.
-   * @throws {Deno.errors.NotCapable} If Deno may not open it.
+   * @throws {Deno.errors.NotCapable} If Deno lacks the permission.
    * @throws The signal's `reason`, if it is aborted before the lock is acquired.
    *
    * @example Usage
@@ -407,10 +407,10 @@ export class Dir implements AsyncDisposable {
    *
    * Requires `--allow-read` and `--allow-write` for the project.
    *
-   * @returns The release, or `null` if the lock is taken. Closing this handle
-   * releases the lock too.
+   * @returns The release, or `null`, as for {@linkcode tryLock}. Closing this
+   * handle releases the lock too.
    *
-   * @throws What {@linkcode Dir.lock} throws if it cannot lock at all.
+   * @throws The errors of {@linkcode Dir.lock}, except the signal's `reason`.
    *
    * @example Usage
    * ```ts
@@ -429,10 +429,10 @@ export class Dir implements AsyncDisposable {
   }
 
   /**
-   * Runs the cleanups, see {@linkcode Dir.defer}, then releases the lock if this
-   * handle holds it.
+   * Removes scratch, runs the cleanups of {@linkcode Dir.defer}, and then releases
+   * the lock.
    *
-   * All of that happens once. Every call has the same outcome.
+   * Waits of this handle for the lock reject. Every call has the same outcome.
    *
    * Requires `--allow-read` and `--allow-write` for the project if there is
    * scratch to remove.
@@ -471,7 +471,7 @@ export class Dir implements AsyncDisposable {
 
   #closedError(tried: string): Error {
     return new Deno.errors.BadResource(
-      `Cannot ${tried} in ${this.root}: the handle is closed, open another`,
+      `Cannot ${tried} in ${this.root}: the handle is closed; open another`,
     );
   }
 
@@ -479,7 +479,7 @@ export class Dir implements AsyncDisposable {
     return resolve(this.root, LOCK_NAME);
   }
 
-  /** Has close release the lock too. If that has begun, releases it now. */
+  /** Has close release the lock, or releases it if close has begun. */
   #hold(release: Release): Release {
     if (this.#closing.signal.aborted) {
       release();
@@ -519,7 +519,7 @@ function tempDir(): string {
   const variable = WINDOWS ? "TMP" : "TMPDIR";
   const { state } = Deno.permissions.querySync({ name: "env", variable });
   const path = state === "granted" ? Deno.env.get(variable) : undefined;
-  return path ?? `the system's temporary directory, see ${variable}`;
+  return path ?? `the system's temporary directory (see ${variable})`;
 }
 
 function createRoot(project: string): void {
@@ -568,8 +568,8 @@ function refuseLinks(root: string, path: string): void {
   while (parent !== root) {
     if (quietly(() => Deno.lstatSync(parent))?.isSymlink) {
       throw new Deno.errors.NotADirectory(
-        `Cannot create scratch ${path}: ${parent} is a symbolic link, and ` +
-          `nothing behind one is deleted; use a name without it`,
+        `Cannot create scratch ${path}: ${parent} is a symbolic link; ` +
+          `use a name that does not lead through one`,
       );
     }
     parent = resolve(parent, "..");

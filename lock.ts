@@ -1,6 +1,6 @@
 /**
- * An exclusive lock on any file, shared with every other program that uses
- * flock(2), or LockFileEx on Windows.
+ * An exclusive lock on any file, which also excludes programs that use flock(2),
+ * or LockFileEx on Windows.
  *
  * ```ts
  * import { lock } from "@cog/dotcog/lock";
@@ -21,23 +21,23 @@ import { quietly } from "./_error.ts";
 import { isCurrent, openFile, refused, tryFile } from "./_lock_file.ts";
 import { toPath } from "./_path.ts";
 
-/** How {@linkcode lock} waits. */
+/** Options of {@linkcode lock}. */
 export interface LockOptions {
   /**
-   * Abandons the wait when it is aborted.
+   * The signal that abandons the wait.
    *
    * An abandoned wait leaves nothing behind, and the script can exit.
    *
    * The operating system wakes a waiter without a signal as soon as the lock is
    * free. Nothing can cancel that wait, so a waiter with a signal polls: it tries
    * again after a fortieth of the time waited, 1 ms at least and 100 ms at most.
-   * A poller may starve beside processes that always have a waiter. Callers in
-   * one thread wait together: one of them without a signal speeds up all.
+   * A poller may starve while others always wait without a signal. Callers in one
+   * thread wait together: one without a signal speeds up all.
    */
   signal?: AbortSignal;
 
   /**
-   * Called once if the lock is not free after `lock()` has returned its promise.
+   * Called once, after `lock()` has returned its promise, if the caller must wait.
    *
    * It is the place to say what the program waits for. If it throws, `lock()`
    * rejects with that error.
@@ -65,30 +65,29 @@ export interface Release extends Disposable {
  *
  * Callers in one thread, which is the main program or a worker, get the lock in
  * the order in which they asked. The operating system decides between threads
- * and processes. A thread that has had the lock for 100 ms on end leaves it free
- * for about 10 ms before its next caller gets it, so that other programs get in.
+ * and processes. A thread that has held the lock for 100 ms without a gap leaves
+ * it free for about 10 ms before its next caller gets it, for other programs.
  *
  * If the lock file is deleted or replaced during the wait, the lock is on the
  * new file. Do not delete the file while somebody holds the lock: the next
- * process creates a new file and locks that.
+ * caller creates a new file and locks that.
  *
  * The lock is advisory: it excludes only programs that ask for it. It is not
  * reentrant: a second call waits for the first one's release, even in the same
  * function.
  *
  * A wait without a signal may be granted while the event loop is busy. The lock
- * then stands idle until the loop turns. At most two paths per thread are waited
- * for in the operating system at a time, since each such wait occupies a thread
- * of Deno's pool for file operations. Waits for further paths poll. A signal
- * cannot interrupt a file system that hangs in a system call.
+ * then stands idle until the loop turns. The operating system wakes the waiters
+ * of at most two paths per thread at a time, and those of other paths poll. A
+ * signal cannot interrupt a file system that hangs in a system call.
  *
  * On Windows nobody can read or write the file while it is locked.
  *
  * Requires `--allow-read` and `--allow-write` for the file, and for the target
- * of a symbolic link. `--allow-read` is enough for a file that exists.
+ * of a symbolic link. Without `--allow-write` it locks only a file that exists.
  *
  * @param path The file to lock.
- * @param options The signal that abandons the wait, and a call to announce it.
+ * @param options The signal that abandons the wait, and a function to announce it.
  * @returns The release.
  *
  * @throws {TypeError} If `path` is a URL that is not a `file:` URL, or contains
@@ -97,7 +96,7 @@ export interface Release extends Disposable {
  * @throws {Deno.errors.IsADirectory} If `path` is a directory. On Windows, a
  * platform-specific error.
  * @throws {Deno.errors.PermissionDenied} If the user may not open the file.
- * @throws {Deno.errors.NotCapable} If Deno may not open it.
+ * @throws {Deno.errors.NotCapable} If Deno lacks the permission.
  * @throws {Error} A platform-specific error if the file system has no locks or
  * the file cannot be opened for another reason.
  * @throws The signal's `reason`, if it is aborted before the lock is acquired.
@@ -136,13 +135,13 @@ export async function lock(
  *
  * Unlike {@linkcode lock}, it never leaves the lock free for other programs.
  *
- * Requires `--allow-read` and `--allow-write` for the file, as {@linkcode lock}.
+ * Requires the permissions of {@linkcode lock}.
  *
  * @param path The file to lock.
  * @returns The release, or `null` if anybody holds the lock, if somebody in this
  * thread waits for it, or if the file is replaced at this moment.
  *
- * @throws What {@linkcode lock} throws if the file cannot be locked at all.
+ * @throws The errors of {@linkcode lock}, except the signal's `reason`.
  *
  * @example Usage
  * ```ts
@@ -190,7 +189,7 @@ async function wait(
 
 interface Waiter extends PromiseWithResolvers<Release>, LockOptions {}
 
-/** What each signal calls: it has one listener for all of them. */
+/** The callbacks of each signal, behind one listener. */
 const abandons = new Map<AbortSignal, Set<() => void>>();
 
 function abandonAll({ target }: Event): void {
@@ -226,9 +225,9 @@ class Queue {
   readonly #path: string;
   /** In the order in which they asked. */
   readonly #waiters = new Set<Waiter>();
-  /** One iterator for good: each new one steps over all who have left. */
+  /** Kept, since a new iterator steps over all who have left. */
   readonly #turns = this.#waiters.values();
-  /** Those who cannot give up, once they know of the wait. */
+  /** The waiters without a signal, after their `onWait`. */
   readonly #patient = new Set<Waiter>();
   #held: Release | undefined;
   #opened: Disposable | undefined;
@@ -378,7 +377,7 @@ class Queue {
 const MAX_BLOCKED = 2;
 let blocked = 0;
 
-/** Since when, and until when, a path was held on end that was just released. */
+/** The time for which a path was held without a gap, up to its last release. */
 const recent = new Map<string, { since: number; until: number }>();
 
 /** How the path was held, if others have had no time to get the lock since. */
@@ -390,7 +389,7 @@ function justHeld(path: string): { since: number; until: number } | undefined {
   return recent.get(path);
 }
 
-/** Whether it is time for others: they may only try from time to time. */
+/** Whether others need a gap, since they may try only from time to time. */
 function mustGiveWay(path: string): boolean {
   const held = justHeld(path);
   return held !== undefined && held.until - held.since >= 100;

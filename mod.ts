@@ -1,6 +1,6 @@
 /**
  * Opens the state directory `.cog/` of a Cog project, for Deno scripts and tests
- * that work beside running `cog` commands.
+ * that run alongside `cog` commands.
  *
  * ```ts
  * import { open } from "@cog/dotcog";
@@ -30,7 +30,7 @@
  *
  * await using cog = await open(".");
  * await cog.lock({
- *   signal: AbortSignal.timeout(60_000), // rejects with a TimeoutError then
+ *   signal: AbortSignal.timeout(60_000), // then rejects with a TimeoutError
  *   onWait: () => console.log("Waiting for another build"),
  * });
  * ```

@@ -49,7 +49,7 @@ for await (const entry of entries) {
   if (!entry.isFile) continue; // a pipe or a socket
   const path = relative(cog.projectDir, entry.path);
   const staged = resolve(staging, path);
-  // An asynchronous one, under way at Ctrl-C, could create the scratch anew.
+  // An asynchronous mkdir at Ctrl-C could create the scratch again.
   Deno.mkdirSync(resolve(staged, ".."), { recursive: true });
   await Deno.copyFile(entry.path, staged);
 

@@ -38,7 +38,7 @@ async function cached(cog: Dir, url: string): Promise<string> {
   );
   if (await exists(file)) return file;
 
-  // A lock of the file's own: fetches of other files and builds do not wait.
+  // The file's own lock: builds and fetches of other files do not wait.
   using _lock = await lock(`${file}.lock`, {
     onWait: () => console.error(`Waiting for another fetch of ${url}`),
   });

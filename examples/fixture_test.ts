@@ -3,7 +3,7 @@
 import { openTemp } from "@cog/dotcog";
 import { assertEquals } from "@std/assert/equals";
 
-/** What is tested here: it counts the weights that a project has imported. */
+/** The tested function. It counts the weights that a project has imported. */
 async function countWeights(root: string): Promise<number> {
   let count = 0;
   for await (const _ of Deno.readDir(`${root}/weights`)) count++;

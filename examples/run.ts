@@ -47,7 +47,7 @@ const pass = (signal: Deno.Signal) => {
     // It has just ended.
   }
 };
-// The listeners keep this script, and so the lock, until the command ends.
+// The listeners keep this script and its lock alive until the command ends.
 // Windows and a terminal send Ctrl-C to the command too, and a second one would
 // cut its cleanup short.
 const windows = Deno.build.os === "windows";

@@ -234,7 +234,7 @@ Deno.test("openTemp() names a wrong TMPDIR", { ignore: WINDOWS }, async () => {
     console.log(error.name, error.code, error.message));`;
   const cases = [
     ["--allow-env=TMPDIR", env.TMPDIR],
-    ["--deny-env", "the system's temporary directory, see TMPDIR"],
+    ["--deny-env", "the system's temporary directory (see TMPDIR)"],
   ];
   for (const [permission, named] of cases) {
     const permissions = ["--allow-read", "--allow-write", permission];

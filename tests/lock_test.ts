@@ -1094,14 +1094,14 @@ const REFUSALS: {
     at: (dir) => dir,
     Class: WINDOWS ? Error : IsADirectory,
     code: WINDOWS ? undefined : "EISDIR",
-    message: "it is a directory: name a file in it",
+    message: "it is a directory; name a file in it",
   },
   {
     kind: "a file in a missing directory",
     at: (dir) => resolve(dir, "missing", "x"),
     Class: NotFound,
     code: "ENOENT",
-    message: "its directory is missing: create it first",
+    message: "its directory is missing; create it first",
   },
   {
     kind: "a symbolic link into a missing directory",
@@ -1147,7 +1147,7 @@ const REFUSALS: {
     },
     Class: PermissionDenied,
     code: "EACCES",
-    message: "allow to read it",
+    message: "allow reading it",
     ignore: WINDOWS || Deno.uid() === 0,
   },
 ];

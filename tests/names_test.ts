@@ -11,11 +11,11 @@ const REFUSALS: [reason: string, names: string[], systems?: string][] = [
   ["begins with a drive letter", ["c:", "C:x", "c:/x", "C:\\x"]],
   ["leads outside", ["..", "../x", "a/../../x", "../.cog/x"]],
   ["leads outside", ["..\\x", "a\\..\\..\\x"], "windows"],
-  ["is the lock file's", ["cog.lock", "./COG.Lock", "cog.lock/x"]],
-  ["is the lock file's", ["a\\..\\cog.lock", "cog.lock\\x"], "windows"],
+  ["is for the lock file", ["cog.lock", "./COG.Lock", "cog.lock/x"]],
+  ["is for the lock file", ["a\\..\\cog.lock", "cog.lock\\x"], "windows"],
   ["is reserved for scratch", [RESERVED, `a/${RESERVED}`, `${RESERVED}/a/b`]],
   [
-    "is another name on Windows",
+    "is special on Windows",
     ["cog.lock.", "cog.lock ", "ab:c", "...", "x/... ", "a./b", "COG~1.LOC"]
       .concat("nul", "a/COM1", "Lpt9.txt/b", "aux .c", "a/../C:x"),
     "windows",

@@ -7,7 +7,7 @@ import { resolve } from "@std/path/resolve";
 
 const MOD = import.meta.resolve("../mod.ts");
 
-/** What makes a second Deno resolve `@std` as this one does. */
+/** The flag with which a second Deno resolves `@std` as this one does. */
 export const RESOLUTION: string[] =
   import.meta.resolve("@std/path/resolve").startsWith("file:")
     ? [`--import-map=${local("offline/import_map.json")}`]
@@ -26,8 +26,8 @@ export function local(path: string): string {
 }
 
 /**
- * Another process. At the end of the block it reads the end of its input, and
- * is awaited: what would go on regardless is for the test to kill.
+ * Another process. At the end of the block its input ends, and it is awaited. A
+ * test kills a process that goes on regardless.
  */
 export class Peer implements AsyncDisposable {
   readonly #process: Deno.ChildProcess;
@@ -94,9 +94,9 @@ export class Peer implements AsyncDisposable {
 }
 
 /**
- * A second Deno that runs `code`, in which the library's functions, `args` and
- * `heard`, which waits for {@linkcode Peer.go}, are there to be used; `under`
- * is a command that is to run it.
+ * A second Deno that runs `code`, by the command `under` if there is one. The
+ * code can use the library, `args`, and `heard`, which waits for
+ * {@linkcode Peer.go}.
  */
 export function script(
   code: string,
@@ -210,7 +210,7 @@ export function scene(): { path: string } & Disposable {
   };
 }
 
-/** Whether symbolic links can be made, which takes a privilege on Windows. */
+/** Whether links can be created: Windows requires a privilege. */
 export const CAN_LINK = canLink();
 
 function canLink(): boolean {
@@ -234,7 +234,7 @@ export function exists(path: string): boolean {
   }
 }
 
-/** What a directory holds, sorted. */
+/** The sorted names in a directory. */
 export function names(path: string): string[] {
   return [...Deno.readDirSync(path)].map(({ name }) => name).sort();
 }

@@ -1,8 +1,8 @@
 /**
  * Prints the flag with which Deno runs without JSR, and says so.
  *
- * It prints nothing where JSR, or a cache of it, has every entry point of the
- * import map, and where `REAL_STD` is set: whoever sets it wants no stand-ins.
+ * It prints nothing if `REAL_STD` is set, or if JSR or a cache of it has every
+ * entry point of the import map.
  */
 
 import map from "./import_map.json" with { type: "json" };
