@@ -636,8 +636,10 @@ const OTHERS = {
     const staging = cog.root + "/staging";
     for (;;) {
       using _lock = await cog.lock();
-      await Deno.remove(staging, { recursive: true }).catch(() => {});
-      await Deno.mkdir(staging);
+      await patiently(async () => {
+        await Deno.remove(staging, { recursive: true }).catch(() => {});
+        await Deno.mkdir(staging);
+      });
       await use(staging);
     }`,
 };
@@ -645,16 +647,17 @@ const OTHERS = {
 for (const [kind, code] of Object.entries(OTHERS)) {
   Deno.test(`close() after the release leaves what the next process stages, with ${kind}`, async () => {
     using dir = scene();
-    // What it writes must all be there until it lets go of the lock, though the
-    // directory may vanish for a moment, see the README.
+    // What it writes must all be there until it lets go of the lock, though a
+    // directory may vanish for a moment, or exist for a moment.
     const use = `
-      const there = async (attempt) => {
-        for (let tries = 1;; tries++) {
+      const { AlreadyExists, NotFound } = Deno.errors;
+      const patiently = async (attempt) => {
+        for (const end = performance.now() + 20_000;;) {
           try {
-            return attempt();
+            return await attempt();
           } catch (error) {
-            const gone = error instanceof Deno.errors.NotFound;
-            if (!gone || tries === 1000) throw error;
+            const isRace = [AlreadyExists, NotFound].includes(error.constructor);
+            if (!isRace || performance.now() > end) throw error;
             await new Promise((resolve) => setTimeout(resolve, 1));
           }
         }
@@ -662,7 +665,7 @@ for (const [kind, code] of Object.entries(OTHERS)) {
       let rounds = 0;
       const use = async (staging) => {
         for (let i = 0; i < 10; i++) {
-          const names = await there(() => {
+          const names = await patiently(() => {
             Deno.writeTextFileSync(staging + "/" + i, "");
             return [...Deno.readDirSync(staging)].length;
           });

@@ -175,16 +175,16 @@ export function threads(): number {
   return Number(/^Threads:\s+(\d+)$/m.exec(status)![1]);
 }
 
-/** The files that this process has open, by their paths. */
-export function openFiles(): string[] {
-  return [...Deno.readDirSync("/proc/self/fd")]
-    .flatMap(({ name }) => openFileAt(name) ?? []);
+/** The files that a process has open, by their paths. */
+export function openFiles(pid: number = Deno.pid): string[] {
+  return [...Deno.readDirSync(`/proc/${pid}/fd`)]
+    .flatMap(({ name }) => openFileAt(name, pid) ?? []);
 }
 
 /** The path of a descriptor: none for the directory that was just read. */
-export function openFileAt(fd: string): string | undefined {
+export function openFileAt(fd: string, pid = Deno.pid): string | undefined {
   try {
-    return Deno.readLinkSync(`/proc/self/fd/${fd}`);
+    return Deno.readLinkSync(`/proc/${pid}/fd/${fd}`);
   } catch {
     return undefined;
   }
@@ -201,11 +201,12 @@ export async function until(condition: () => boolean): Promise<void> {
   while (!condition()) await delay(2, { signal });
 }
 
-/** A new directory, removed at the end of the block. */
-export function scene(): { path: string } & Disposable {
+/** A new directory, removed at the end of the block. Nothing is at its `file`. */
+export function scene(): { path: string; file: string } & Disposable {
   const path = Deno.realPathSync(Deno.makeTempDirSync());
   return {
     path,
+    file: resolve(path, "x.lock"),
     [Symbol.dispose]: () => Deno.removeSync(path, { recursive: true }),
   };
 }
@@ -250,20 +251,25 @@ export function replace<T, K extends keyof T>(
   return { [Symbol.dispose]: () => object[key] = original };
 }
 
-/** Counts the waits that this process begins in the operating system. */
-export function countWaits(): { count: number } & Disposable {
-  const { lock } = Deno.FsFile.prototype;
-  const replaced = replace(
-    Deno.FsFile.prototype,
-    "lock",
-    function (this: Deno.FsFile, exclusive) {
-      waits.count++;
-      return lock.call(this, exclusive);
-    },
-  );
-  const waits = {
+/** Counts the calls of a method, to the end of the block. */
+export function countCalls<T, K extends keyof T>(
+  object: T,
+  key: K,
+): { count: number } & Disposable {
+  const method = object[key] as (...args: unknown[]) => unknown;
+  const counting = function (this: T, ...args: unknown[]) {
+    calls.count++;
+    return method.apply(this, args);
+  };
+  const replaced = replace(object, key, counting as T[K]);
+  const calls = {
     count: 0,
     [Symbol.dispose]: () => replaced[Symbol.dispose](),
   };
-  return waits;
+  return calls;
+}
+
+/** Counts the waits that this process begins in the operating system. */
+export function countWaits(): { count: number } & Disposable {
+  return countCalls(Deno.FsFile.prototype, "lock");
 }
