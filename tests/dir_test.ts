@@ -494,6 +494,24 @@ Deno.test("lock() leaves nothing attached to its signal: a script ends at once",
   assertEquals((await child.ended()).code, 0);
 });
 
+Deno.test("lock() keeps nothing of earlier locks on its handle", async () => {
+  const code = `
+    await using cog = await openTemp();
+    const { signal } = new AbortController();
+    const released = [];
+    for (const options of [{}, { signal }, {}]) {
+      const release = await cog.lock(options);
+      release();
+      released.push(new WeakRef(release));
+    }
+    await new Promise((resolve) => setTimeout(resolve));
+    gc();
+    console.log(released.slice(0, -1).every((it) => !it.deref()));`;
+  const flags = ["--allow-all", "--v8-flags=--expose-gc"];
+  await using child = script(code, [], flags);
+  assertEquals(await child.line(), "true");
+});
+
 Deno.test("lock() and tryLock() say it if .cog was deleted", async () => {
   await using cog = await openTemp();
   Deno.removeSync(cog.root, { recursive: true });

@@ -32,6 +32,9 @@ import {
 
 const { IsADirectory, NotADirectory, NotFound, PermissionDenied } = Deno.errors;
 const LINUX = { ignore: !HAS_PROC };
+const MOUNTS = { ignore: !CAN_MOUNT };
+const STRACE = { ignore: !HAS_STRACE };
+const UNIX = { ignore: WINDOWS };
 const HAS_FLOCK = has("flock");
 const HAS_PYTHON = has("python3") && !WINDOWS; // which has no fcntl
 
@@ -113,7 +116,7 @@ Deno.test("lock() creates the file, and leaves it there", async () => {
   assertEquals(Deno.statSync(dir.file).size, 0);
 });
 
-Deno.test("lock() obeys the umask", { ignore: WINDOWS }, async () => {
+Deno.test("lock() obeys the umask", UNIX, async () => {
   using dir = scene();
   const code = "Deno.umask(0o002); (await lock(args[0]))();";
   await using child = script(code, [dir.file]);
@@ -769,16 +772,7 @@ for (
   });
 }
 
-Deno.test("lock() is not inherited by a child process", async () => {
-  using dir = scene();
-  const release = await lock(dir.file);
-  await using child = script(`console.log("started"); await heard();`);
-  await child.line();
-  release();
-  assertEquals(isFree(dir.file), true);
-});
-
-Deno.test("lock() of a process that is killed is not kept by its child", {
+Deno.test("lock() is not inherited: a child does not keep it", {
   ignore: WINDOWS, // where it is killed with its parent
 }, async () => {
   using dir = scene();
@@ -839,41 +833,6 @@ for (const { name, command, hold, attempt, ignore } of PROGRAMS) {
     assertEquals(attempted.outputSync().success, true);
   });
 }
-
-Deno.test("lock() lets six processes of three kinds count to 600", {
-  ignore: !HAS_FLOCK || !HAS_PYTHON,
-}, async () => {
-  using dir = scene();
-  const counter = resolve(dir.path, "counter");
-  Deno.writeTextFileSync(counter, "0");
-  const deno = (options: string) => `
-    for (let i = 0; i < 100; i++) {
-      using _lock = await lock(args[0], ${options});
-      const n = Number(Deno.readTextFileSync(args[1]));
-      Deno.writeTextFileSync(args[1], String(n + 1));
-    }`;
-  const shell = `i=0; while [ $i -lt 100 ]; do i=$((i+1))
-    flock "$0" sh -c 'read n < "$0"; echo $((n+1)) > "$0"' "$1"; done`;
-  const python = `import fcntl, sys
-for i in range(100):
-    with open(sys.argv[1], "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        n = int(open(sys.argv[2]).read())
-        with open(sys.argv[2], "w") as out: out.write(str(n + 1))`;
-  const args = [dir.file, counter];
-  await using stack = new AsyncDisposableStack();
-  const peers = [
-    script(deno("{}"), args),
-    script(deno("{ signal: AbortSignal.timeout(60_000) }"), args),
-    new Peer("sh", ["-c", shell, ...args]),
-    new Peer("sh", ["-c", shell, ...args]),
-    new Peer("python3", ["-c", python, ...args]),
-    new Peer("python3", ["-c", python, ...args]),
-  ];
-  for (const peer of peers) stack.use(peer);
-  for (const peer of peers) assertEquals((await peer.ended()).code, 0);
-  assertEquals(Number(Deno.readTextFileSync(counter)), 600);
-});
 
 // Never written
 
@@ -1031,18 +990,14 @@ async function told(child: Peer, start: string): Promise<void> {
   }
 }
 
-Deno.test("lock() and tryLock() on a disk without inodes say that it is full", {
-  ignore: !CAN_MOUNT,
-}, async () => {
+Deno.test("lock() and tryLock() tell a full disk", MOUNTS, async () => {
   using dir = scene();
   const under = onTmpfs("nr_inodes=1", dir.path);
   await using child = script(TELL, [dir.file], undefined, { under });
   await told(child, `Error ENOSPC Cannot lock ${dir.file}: No space`);
 });
 
-Deno.test("lock() and tryLock() with too many open files say so, then lock", {
-  ignore: WINDOWS,
-}, async () => {
+Deno.test("lock() and tryLock() tell too many open files", UNIX, async () => {
   using dir = scene();
   const code = `
     const files = [];
@@ -1081,9 +1036,7 @@ function withoutLocks(dir: string, error: string, nth: number): string[] {
     .concat("-e", `inject=flock:error=${error}:when=${nth}+`);
 }
 
-Deno.test("lock() and tryLock() refuse a file system without locks", {
-  ignore: !HAS_STRACE,
-}, async () => {
+Deno.test("lock() and tryLock() tell missing locks", STRACE, async () => {
   using dir = scene();
   const code = `${TELL} console.log(Deno.pid); await heard();`;
   const under = withoutLocks(dir.path, "EOPNOTSUPP", 1);
@@ -1190,9 +1143,7 @@ Deno.test("Release does not throw, whatever became of the file", async () => {
   Deno.mkdirSync(dir.path);
 });
 
-Deno.test("Release does not throw even if the unlocking fails, and releases", {
-  ignore: !HAS_STRACE,
-}, async () => {
+Deno.test("Release releases where unlocking fails", STRACE, async () => {
   using dir = scene();
   const code = `
     const release = await lock(args[0]);

@@ -23,7 +23,15 @@ import {
   WINDOWS,
 } from "./support.ts";
 
-const { BadResource, NotADirectory, PermissionDenied } = Deno.errors;
+const { AlreadyExists, BadResource, NotADirectory, PermissionDenied } =
+  Deno.errors;
+
+const CHATTR = { ignore: !IS_ROOT || !has("chattr") };
+const LINKS = { ignore: !CAN_LINK };
+const LINUX = { ignore: !HAS_PROC };
+const MOUNTS = { ignore: !CAN_MOUNT };
+const STRACE = { ignore: !HAS_STRACE };
+const UNIX = { ignore: WINDOWS };
 
 /** The names in a directory that only scratch can have. */
 function reserved(path: string): string[] {
@@ -40,24 +48,17 @@ function leftover(root: string): string {
 // With a name
 
 Deno.test("tempPath() deletes what has the name, and close removes it", async () => {
-  await using cog = await openTemp();
-  const old = resolve(await cog.path("x/staging/deep"), "file");
-  Deno.writeTextFileSync(old, "");
-  const again = await open(cog.projectDir);
-  const path = await again.tempPath("x/staging");
-  assertEquals(path, resolve(cog.root, "x", "staging"));
-  assertEquals(names(path), []);
-  Deno.writeTextFileSync(resolve(path, "file"), "");
-  await again.close();
-  assertEquals(names(resolve(path, "..")), []);
-});
-
-Deno.test("tempPath() deletes a file that has the name", async () => {
-  await using cog = await openTemp();
-  Deno.writeTextFileSync(await cog.filePath("staging"), "");
-  const path = await cog.tempPath("staging");
-  assertEquals(Deno.statSync(path).isDirectory, true);
-  assertEquals(names(cog.root), [".gitignore", "staging"]);
+  await using outer = await openTemp();
+  for (const old of ["x/staging/deep/file", "x/staging"]) {
+    Deno.writeTextFileSync(await outer.filePath(old), "");
+    const cog = await open(outer.projectDir);
+    const path = await cog.tempPath("x/staging");
+    assertEquals(path, resolve(cog.root, "x", "staging"));
+    assertEquals(names(path), []);
+    Deno.writeTextFileSync(resolve(path, "file"), "");
+    await cog.close();
+    assertEquals(names(resolve(path, "..")), []);
+  }
 });
 
 Deno.test("tempPath() of one name many times gives an empty directory each time, and one open file", async () => {
@@ -69,16 +70,14 @@ Deno.test("tempPath() of one name many times gives an empty directory each time,
     Deno.writeTextFileSync(resolve(path, "file"), "");
   }
   if (HAS_PROC) {
-    const open = openFiles().filter((path) => path.startsWith(`${cog.root}/`));
+    const open = openFiles().filter((path) => path.startsWith(cog.root));
     assertEquals(open, [resolve(cog.root, "staging")]);
   }
   await cog.close();
   assertEquals(names(outer.root), [".gitignore"]);
 });
 
-Deno.test("path() and tempPath() leave the mode to the umask", {
-  ignore: WINDOWS,
-}, async () => {
+Deno.test("path() and tempPath() obey the umask", UNIX, async () => {
   using dir = scene();
   await using child = script(
     `Deno.umask(0o002);
@@ -108,9 +107,7 @@ Deno.test("tempPath() that is under way when its handle closes rejects, and leav
   await refused;
 });
 
-Deno.test("tempPath() tells a name that is too long at once", {
-  ignore: !HAS_STRACE,
-}, async () => {
+Deno.test("tempPath() tells a name too long at once", STRACE, async () => {
   await using cog = await openTemp();
   const trace = resolve(cog.projectDir, "trace");
   const calls = "trace=mkdir,mkdirat,rename,renameat,renameat2,rmdir";
@@ -232,9 +229,7 @@ Deno.test("tempPath() sweeps what killed processes leave, and nothing of a neigh
 
 // Symbolic links
 
-Deno.test("tempPath() refuses a way that leads through a symbolic link", {
-  ignore: !CAN_LINK,
-}, async () => {
+Deno.test("tempPath() refuses a way through a link", LINKS, async () => {
   using dir = scene();
   await using cog = await open(resolve(dir.path, "project"));
   const outside = resolve(dir.path, "outside");
@@ -243,40 +238,29 @@ Deno.test("tempPath() refuses a way that leads through a symbolic link", {
   Deno.symlinkSync(outside, resolve(cog.root, "cache"));
   Deno.mkdirSync(resolve(cog.root, "a"));
   Deno.symlinkSync("..", resolve(cog.root, "a", "up"));
-  for (
-    const name of ["cache/staging", "cache/new", "cache/new/x", "a/up/cog.lock"]
-  ) {
-    await assertRejects(
-      () => cog.tempPath(name),
-      NotADirectory,
-      "symbolic link",
-    );
+  const message = "symbolic link";
+  for (const name of ["cache/staging", "cache/new/x", "a/up/cog.lock"]) {
+    await assertRejects(() => cog.tempPath(name), NotADirectory, message);
   }
   assertEquals(names(outside), ["staging"]);
   assertEquals(names(resolve(outside, "staging")), ["file"]);
 });
 
-Deno.test(
-  "tempPath() deletes a symbolic link with the scratch's own name as a link, and so does close one inside",
-  {
-    ignore: !CAN_LINK,
-  },
-  async () => {
-    using dir = scene();
-    const cog = await open(resolve(dir.path, "project"));
-    const outside = resolve(dir.path, "outside");
-    Deno.mkdirSync(outside);
-    Deno.writeTextFileSync(resolve(outside, "file"), "kept");
-    Deno.symlinkSync(outside, resolve(cog.root, "staging"));
-    const scratch = await cog.tempPath("staging");
-    assertEquals(Deno.lstatSync(scratch).isSymlink, false);
-    assertEquals(names(scratch), []);
-    Deno.symlinkSync(outside, resolve(scratch, "link"));
-    await cog.close();
-    assertEquals(names(cog.root), [".gitignore"]);
-    assertEquals(names(outside), ["file"]);
-  },
-);
+Deno.test("tempPath() deletes a link, not its target", LINKS, async () => {
+  using dir = scene();
+  const cog = await open(resolve(dir.path, "project"));
+  const outside = resolve(dir.path, "outside");
+  Deno.mkdirSync(outside);
+  Deno.writeTextFileSync(resolve(outside, "file"), "kept");
+  Deno.symlinkSync(outside, resolve(cog.root, "staging"));
+  const scratch = await cog.tempPath("staging");
+  assertEquals(Deno.lstatSync(scratch).isSymlink, false);
+  assertEquals(names(scratch), []);
+  Deno.symlinkSync(outside, resolve(scratch, "link"));
+  await cog.close();
+  assertEquals(names(cog.root), [".gitignore"]);
+  assertEquals(names(outside), ["file"]);
+});
 
 // What is somebody else's
 
@@ -307,25 +291,19 @@ Deno.test("close() leaves a scratch that another handle took since, which remove
   assertEquals(names(outer.root), [".gitignore"]);
 });
 
-Deno.test(
-  "close() leaves a scratch that was moved away or replaced by a link",
-  {
-    ignore: !CAN_LINK,
-  },
-  async () => {
-    await using outer = await openTemp();
-    const cog = await open(outer.projectDir);
-    const moved = resolve(outer.root, "moved");
-    Deno.renameSync(await cog.tempPath("a"), moved);
-    const linked = await cog.tempPath("b");
-    Deno.removeSync(linked);
-    Deno.symlinkSync(moved, linked);
-    Deno.writeTextFileSync(resolve(moved, "file"), "kept");
-    await cog.close();
-    assertEquals(names(outer.root), [".gitignore", "b", "moved"]);
-    assertEquals(names(moved), ["file"]);
-  },
-);
+Deno.test("close() leaves what was moved or became a link", LINKS, async () => {
+  await using outer = await openTemp();
+  const cog = await open(outer.projectDir);
+  const moved = resolve(outer.root, "moved");
+  Deno.renameSync(await cog.tempPath("a"), moved);
+  const linked = await cog.tempPath("b");
+  Deno.removeSync(linked);
+  Deno.symlinkSync(moved, linked);
+  Deno.writeTextFileSync(resolve(moved, "file"), "kept");
+  await cog.close();
+  assertEquals(names(outer.root), [".gitignore", "b", "moved"]);
+  assertEquals(names(moved), ["file"]);
+});
 
 Deno.test("close() puts back a scratch that was replaced at that moment, with its files", async () => {
   await using outer = await openTemp();
@@ -346,33 +324,29 @@ Deno.test("close() puts back a scratch that was replaced at that moment, with it
   assertEquals(names(scratch), ["theirs"]);
 });
 
-Deno.test(
-  "close() leaves a scratch that another created again, where numbers come back",
-  {
-    ignore: !has("bindfs") || !IS_ROOT,
-  },
-  async () => {
-    using dir = scene();
-    const [from, to] = ["from", "to"].map((name) => resolve(dir.path, name));
-    for (const path of [from, to]) Deno.mkdirSync(path);
-    const run = (command: string, ...args: string[]) =>
-      assert(new Deno.Command(command, { args }).outputSync().success, command);
-    run("bindfs", from, to);
-    try {
-      for (let i = 0; i < 20; i++) {
-        const cog = await open(to);
-        const scratch = await cog.tempPath("staging");
-        Deno.removeSync(scratch);
-        Deno.mkdirSync(scratch);
-        Deno.writeTextFileSync(resolve(scratch, "theirs"), "");
-        await cog.close();
-        assertEquals(names(scratch), ["theirs"]);
-      }
-    } finally {
-      run("fusermount", "-u", to);
+Deno.test("close() leaves what another created anew, on bindfs", {
+  ignore: !IS_ROOT || !has("bindfs"),
+}, async () => {
+  using dir = scene();
+  const [from, to] = ["from", "to"].map((name) => resolve(dir.path, name));
+  for (const path of [from, to]) Deno.mkdirSync(path);
+  const run = (command: string, ...args: string[]) =>
+    assert(new Deno.Command(command, { args }).outputSync().success, command);
+  run("bindfs", from, to);
+  try {
+    for (let i = 0; i < 20; i++) {
+      const cog = await open(to);
+      const scratch = await cog.tempPath("staging");
+      Deno.removeSync(scratch);
+      Deno.mkdirSync(scratch);
+      Deno.writeTextFileSync(resolve(scratch, "theirs"), "");
+      await cog.close();
+      assertEquals(names(scratch), ["theirs"]);
     }
-  },
-);
+  } finally {
+    run("fusermount", "-u", to);
+  }
+});
 
 Deno.test("tempPath() starts again where another process begins to sweep what it has just created", async () => {
   await using cog = await openTemp();
@@ -410,150 +384,112 @@ Deno.test("close() takes what is gone already for removed", async () => {
 
 Deno.test("tempPath() that cannot move what has the name leaves it, and nothing of its own", async () => {
   await using cog = await openTemp();
-  const file = await cog.filePath("staging/file");
+  const path = await cog.path("staging");
+  const file = resolve(path, "file");
   Deno.writeTextFileSync(file, "kept");
   {
     using _ = replace(Deno, "renameSync", () => {
       throw new PermissionDenied("as on a disk of somebody else");
     });
-    await assertRejects(
-      () => cog.tempPath("staging"),
-      PermissionDenied,
-      `Cannot create scratch ${resolve(cog.root, "staging")}`,
-    );
+    await assertRejects(() => cog.tempPath("staging"), PermissionDenied, path);
   }
   assertEquals(Deno.readTextFileSync(file), "kept");
   assertEquals(names(cog.root), [".gitignore", "staging"]);
 });
 
-for (const method of ["tempPath", "close"] as const) {
-  Deno.test(
-    `${method}() that may not delete a scratch puts what is left back, and says so each time`,
-    {
-      ignore: !IS_ROOT || !has("setpriv"),
-    },
-    async () => {
-      using dir = scene();
-      const root = resolve(dir.path, ".cog");
-      Deno.chmodSync(dir.path, 0o777);
-      await using child = script(
-        `const tell = (error) => console.log(error.name, error.code, error.message);
-       for (let i = 0; i < 3; i++) {
-         const cog = await open(args[0]);
-         if (i === 0 && args[1] === "close") {
-           console.log(await cog.tempPath("staging"));
-           await heard();
-         } else if (i === 0) {
-           console.log(await cog.path("staging"));
-           await heard();
-           await cog.tempPath("staging").catch(tell);
-         } else {
-           await cog.tempPath("staging").catch(tell);
-         }
-         await cog.close().catch(tell);
-       }`,
-        [dir.path, method],
-        undefined,
-        { under: asNobody(dir.path) },
-      );
-      const path = await child.line();
-      const theirs = resolve(path, "theirs");
-      Deno.mkdirSync(theirs);
-      Deno.writeTextFileSync(resolve(theirs, "file"), "");
-      await child.go();
-      for (let i = 0; i < 3; i++) {
-        const tried = method === "close" && i === 0
-          ? "Cannot remove"
-          : "Cannot create scratch";
-        const line = await child.line();
-        assert(
-          line.startsWith(`PermissionDenied EACCES ${tried} ${path}: `),
-          line,
-        );
-      }
-      await child.ended();
-      assertEquals(names(root), [".gitignore", "staging"]);
-      assertEquals(names(theirs), ["file"]);
-    },
+Deno.test("close() and tempPath() put back what they cannot delete", {
+  ignore: !IS_ROOT || !has("setpriv"),
+}, async () => {
+  using dir = scene();
+  Deno.chmodSync(dir.path, 0o777);
+  await using child = script(
+    `const tell = (error) => console.log(error.name, error.code, error.message);
+     const cog = await open(args[0]);
+     console.log(await cog.tempPath("staging"));
+     await heard();
+     await cog.close().catch(tell);
+     for (let i = 0; i < 3; i++) {
+       await using cog = await open(args[0]);
+       await cog.tempPath("staging").catch(tell);
+     }`,
+    [dir.path],
+    undefined,
+    { under: asNobody(dir.path) },
   );
-}
+  const path = await child.line();
+  const theirs = resolve(path, "theirs");
+  Deno.mkdirSync(theirs);
+  Deno.writeTextFileSync(resolve(theirs, "file"), "");
+  await child.go();
+  const create = "Cannot create scratch";
+  for (const tried of ["Cannot remove", create, create, create]) {
+    const line = await child.line();
+    const expected = `PermissionDenied EACCES ${tried} ${path}: `;
+    assert(line.startsWith(expected), line);
+  }
+  await child.ended();
+  assertEquals(names(resolve(path, "..")), [".gitignore", "staging"]);
+  assertEquals(names(theirs), ["file"]);
+});
 
-Deno.test(
-  "close() reports each scratch that cannot be removed by its path, and the others go",
-  {
-    ignore: !IS_ROOT || !has("chattr"),
-  },
-  async () => {
-    await using outer = await openTemp();
-    const cog = await open(outer.projectDir);
-    await cog.tempPath("a");
-    const stuck = await cog.tempPath("b");
-    await cog.tempPath("c");
-    const file = resolve(stuck, "file");
-    Deno.writeTextFileSync(file, "");
-    const chattr = (flag: string, path: string) =>
-      new Deno.Command("chattr", { args: [flag, path] }).outputSync().success;
-    const stuckToo = await cog.tempPath("d");
-    assertEquals(chattr("+i", file), true);
-    assertEquals(chattr("+i", stuckToo), true);
-    const thrown = await cog.close().catch((error) => error);
-    const [, left, ...rest] = names(outer.root);
-    assertEquals(chattr("-i", resolve(outer.root, left, "file")), true);
-    assertEquals(chattr("-i", stuckToo), true);
-    assertEquals(rest, ["d"]);
-    assert(thrown instanceof SuppressedError);
-    for (
-      const [error, path] of [
-        [thrown.error, stuck],
-        [thrown.suppressed, stuckToo],
-      ]
-    ) {
-      assert(error.message.startsWith(`Cannot remove ${path}: `), error);
-      assertEquals(error.constructor, error.cause.constructor);
-    }
-  },
-);
+Deno.test("close() reports each scratch that stays", CHATTR, async () => {
+  await using outer = await openTemp();
+  const cog = await open(outer.projectDir);
+  await cog.tempPath("a");
+  const stuck = await cog.tempPath("b");
+  await cog.tempPath("c");
+  const file = resolve(stuck, "file");
+  Deno.writeTextFileSync(file, "");
+  const chattr = (flag: string, path: string) =>
+    new Deno.Command("chattr", { args: [flag, path] }).outputSync().success;
+  const stuckToo = await cog.tempPath("d");
+  assertEquals(chattr("+i", file), true);
+  assertEquals(chattr("+i", stuckToo), true);
+  const thrown = await cog.close().catch((error) => error);
+  const [, left, ...rest] = names(outer.root);
+  assertEquals(chattr("-i", resolve(outer.root, left, "file")), true);
+  assertEquals(chattr("-i", stuckToo), true);
+  assertEquals(rest, ["d"]);
+  assert(thrown instanceof SuppressedError);
+  for (
+    const [error, path] of [
+      [thrown.error, stuck],
+      [thrown.suppressed, stuckToo],
+    ]
+  ) {
+    assert(error.message.startsWith(`Cannot remove ${path}: `), error);
+    assertEquals(error.constructor, error.cause.constructor);
+  }
+});
 
 for (
-  const [kind, options, fill] of [
-    ["bytes", "size=1m", "'big', new Uint8Array(2 ** 21)"],
-    ["inodes", "nr_inodes=40", "String(i), new Uint8Array(0)"],
+  const [kind, options, size] of [
+    ["bytes", "size=1m", "65536"],
+    ["inodes", "nr_inodes=40", "0"],
   ]
 ) {
-  for (const left of ["at the name", "by a crash", "beside the name"]) {
+  for (const left of ["a/staging", "a/.scratch-UUID", ".scratch-UUID"]) {
     Deno.test(
-      `tempPath() succeeds where a build has used up all ${kind} and left them ${left}`,
-      {
-        ignore: !CAN_MOUNT,
-      },
+      `tempPath() succeeds where ${left} has used up all ${kind}`,
+      MOUNTS,
       async () => {
         using dir = scene();
         await using child = script(
-          `const full = resolveLeft(await open(args[0]));
-         function resolveLeft(cog) {
-           const name = args[1] === "at the name"
-             ? "a/staging"
-             : (args[1] === "by a crash" ? "" : "a/") +
-               ".scratch-" + crypto.randomUUID();
-           Deno.mkdirSync(cog.root + "/" + name, { recursive: true });
-           return cog.root + "/" + name + "/";
-         }
-         let code;
-         for (let i = 0; !code; i++) {
+          `await using cog = await open(args[0]);
+           const left = args[1].replace("UUID", crypto.randomUUID());
+           const full = cog.root + "/" + left;
+           Deno.mkdirSync(full, { recursive: true });
            try {
-             Deno.writeFileSync(full + ${fill});
+             for (let i = 0; ; i++) {
+               Deno.writeFileSync(full + "/" + i, new Uint8Array(Number(args[2])));
+             }
            } catch (error) {
-             ({ code } = error);
+             console.log(error.code);
            }
-         }
-         console.log(code);
-         await using cog = await open(args[0]);
-         const scratch = await cog.tempPath("a/staging");
-         console.log([...Deno.readDirSync(scratch)].length);
-         if (args[1] === "at the name") {
-           Deno.writeTextFileSync(scratch + "/file", "fits");
-         }`,
-          [dir.path, left],
+           const scratch = await cog.tempPath("a/staging");
+           console.log([...Deno.readDirSync(scratch)].length);
+           if (left === "a/staging") Deno.writeTextFileSync(scratch + "/file", "fits");`,
+          [dir.path, left, size],
           undefined,
           { under: onTmpfs(options, dir.path) },
         );
@@ -565,58 +501,44 @@ for (
   }
 }
 
-Deno.test(
-  "tempPath() deletes what a container image brought along, though it cannot be renamed",
-  {
-    ignore: !CAN_MOUNT,
-  },
-  async () => {
-    using dir = scene();
-    const under = ["unshare", "-m", "sh", "-c"].concat(
-      // On a disk of its own: an overlay cannot be made of parts of another one.
-      `mount -t tmpfs none "$0" && cd "$0" &&
-     mkdir -p lower/.cog/staging upper work merged &&
-     touch lower/.cog/staging/file && mount -t overlay -o \\
-       lowerdir=lower,upperdir=upper,workdir=work overlay merged || exit
-     exec "$@"`,
-      dir.path,
-    );
-    await using child = script(
-      `await using cog = await open(args[0]);
+Deno.test("tempPath() deletes what overlays do not move", MOUNTS, async () => {
+  using dir = scene();
+  const under = ["unshare", "-m", "sh", "-c"].concat(
+    // On a disk of its own: an overlay cannot be made of parts of another one.
+    `mount -t tmpfs none "$0" && cd "$0" &&
+ mkdir -p lower/.cog/staging upper work merged &&
+ touch lower/.cog/staging/file && mount -t overlay -o \\
+   lowerdir=lower,upperdir=upper,workdir=work overlay merged || exit
+ exec "$@"`,
+    dir.path,
+  );
+  await using child = script(
+    `await using cog = await open(args[0]);
      console.log([...Deno.readDirSync(await cog.tempPath("staging"))].length);
      await cog.close();
      console.log([...Deno.readDirSync(cog.root)].length);`,
-      [resolve(dir.path, "merged")],
-      undefined,
-      { under },
-    );
-    for (let i = 0; i < 2; i++) assertEquals(await child.line(), "0");
-    await child.ended();
-  },
-);
+    [resolve(dir.path, "merged")],
+    undefined,
+    { under },
+  );
+  for (let i = 0; i < 2; i++) assertEquals(await child.line(), "0");
+  await child.ended();
+});
 
-Deno.test("tempPath() loses no open file with a try that fails", {
-  ignore: !HAS_PROC,
-}, async () => {
+Deno.test("tempPath() that fails loses no open file", LINUX, async () => {
   await using cog = await openTemp();
+  const message = `Cannot create scratch ${resolve(cog.root, "staging")}: `;
   const { renameSync } = Deno;
   {
     using _ = replace(Deno, "renameSync", (from, to) => {
       if (`${from}`.includes(".scratch-")) {
-        throw new Deno.errors.AlreadyExists("as in a race that others win");
+        throw new AlreadyExists("as in a race that others win");
       }
       renameSync(from, to);
     });
-    await assertRejects(
-      () => cog.tempPath("staging"),
-      Deno.errors.AlreadyExists,
-      `Cannot create scratch ${resolve(cog.root, "staging")}: `,
-    );
+    await assertRejects(() => cog.tempPath("staging"), AlreadyExists, message);
   }
-  assertEquals(
-    openFiles().filter((path) => path.startsWith(`${cog.root}/`)),
-    [],
-  );
+  assertEquals(openFiles().filter((path) => path.startsWith(cog.root)), []);
   assertEquals(names(cog.root), [".gitignore"]);
 });
 
@@ -766,27 +688,21 @@ Deno.test("tempPath() sweeps what is left of a process that was killed anywhere 
   assertEquals(names(root), [".gitignore", ".scratch-not-a-uuid"]);
 });
 
-Deno.test(
-  "tempPath() sweeps files and links that a crash left aside, and not what a link leads to",
-  {
-    ignore: !CAN_LINK,
-  },
-  async () => {
-    await using cog = await openTemp();
-    const outside = await cog.filePath("outside/file");
-    Deno.writeTextFileSync(outside, "kept");
-    const [file, link] = [1, 2].map(() =>
-      resolve(cog.root, `.scratch-${crypto.randomUUID()}`)
-    );
-    Deno.writeTextFileSync(file, "");
-    Deno.symlinkSync(resolve(outside, ".."), link);
-    const inner = await open(cog.projectDir);
-    await inner.tempPath("staging");
-    await inner.close();
-    assertEquals(names(cog.root), [".gitignore", "outside"]);
-    assertEquals(Deno.readTextFileSync(outside), "kept");
-  },
-);
+Deno.test("tempPath() sweeps a link, not what it leads to", LINKS, async () => {
+  await using cog = await openTemp();
+  const outside = await cog.filePath("outside/file");
+  Deno.writeTextFileSync(outside, "kept");
+  const [file, link] = [1, 2].map(() =>
+    resolve(cog.root, `.scratch-${crypto.randomUUID()}`)
+  );
+  Deno.writeTextFileSync(file, "");
+  Deno.symlinkSync(resolve(outside, ".."), link);
+  const inner = await open(cog.projectDir);
+  await inner.tempPath("staging");
+  await inner.close();
+  assertEquals(names(cog.root), [".gitignore", "outside"]);
+  assertEquals(Deno.readTextFileSync(outside), "kept");
+});
 
 Deno.test("tempPath() does not wait for the sweep of what others left, but close does", async () => {
   await using outer = await openTemp();
@@ -903,32 +819,26 @@ Deno.test("close() that an exit comes upon leaves nothing", async () => {
   assertEquals(left, [".gitignore"]);
 });
 
-Deno.test(
-  "tempPath() and openTemp() at an exit are removed one by one: what fails keeps no other",
-  {
-    ignore: !IS_ROOT || !has("chattr"),
-  },
-  async () => {
-    using dir = scene();
-    await using child = script(
-      `const cog = await open(args[0]);
+Deno.test("tempPath() that stays at exit keeps no other", CHATTR, async () => {
+  using dir = scene();
+  await using child = script(
+    `const cog = await open(args[0]);
      const stuck = await cog.tempPath("a");
      await cog.tempPath("b");
      Deno.writeTextFileSync(stuck + "/file", "");
      new Deno.Command("chattr", { args: ["+i", stuck + "/file"] }).outputSync();
      console.log((await openTemp()).projectDir);`,
-      [dir.path],
-    );
-    const temp = await child.line();
-    await child.ended();
-    const root = resolve(dir.path, ".cog");
-    const [, left, ...rest] = names(root);
-    const args = ["-i", resolve(root, left, "file")];
-    new Deno.Command("chattr", { args }).outputSync();
-    assertEquals(rest, []);
-    assertEquals(exists(temp), false);
-  },
-);
+    [dir.path],
+  );
+  const temp = await child.line();
+  await child.ended();
+  const root = resolve(dir.path, ".cog");
+  const [, left, ...rest] = names(root);
+  const args = ["-i", resolve(root, left, "file")];
+  new Deno.Command("chattr", { args }).outputSync();
+  assertEquals(rest, []);
+  assertEquals(exists(temp), false);
+});
 
 Deno.test("Dir registers nothing before there is something to remove, nor after close", async () => {
   using dir = scene();
@@ -961,27 +871,23 @@ Deno.test("Dir registers nothing before there is something to remove, nor after 
   assertEquals(await child.line(), "");
 });
 
-Deno.test(
-  "tempPath() and openTemp() directories are removed on Ctrl-C with the README's two lines",
-  {
-    ignore: WINDOWS, // which has Ctrl-C, but no process can send it to another
-  },
-  async () => {
-    using dir = scene();
-    await using child = script(
-      `const stop = () => Deno.exit(130);
+Deno.test("tempPath() and openTemp() go on Ctrl-C with the README's lines", {
+  ignore: WINDOWS, // which has Ctrl-C, but no process can send it to another
+}, async () => {
+  using dir = scene();
+  await using child = script(
+    `const stop = () => Deno.exit(130);
      Deno.addSignalListener("SIGINT", stop);
      await using cog = await open(args[0]);
      await cog.tempPath("staging");
      await using temp = await openTemp();
      console.log(temp.projectDir);
      await heard();`,
-      [dir.path],
-    );
-    const temp = await child.line();
-    child.kill("SIGINT");
-    assertEquals((await child.ended()).code, 130);
-    assertEquals(names(resolve(dir.path, ".cog")), [".gitignore"]);
-    assertEquals(exists(temp), false);
-  },
-);
+    [dir.path],
+  );
+  const temp = await child.line();
+  child.kill("SIGINT");
+  assertEquals((await child.ended()).code, 130);
+  assertEquals(names(resolve(dir.path, ".cog")), [".gitignore"]);
+  assertEquals(exists(temp), false);
+});
