@@ -5,17 +5,18 @@ import { delay } from "@std/async/delay";
 import { resolve } from "@std/path/resolve";
 import { open, openTemp } from "../dir.ts";
 import {
-  asNobody,
   CAN_LINK,
   CAN_MOUNT,
   exists,
   has,
   HAS_PROC,
+  HAS_SETPRIV,
   HAS_STRACE,
   IS_ROOT,
   names,
   onTmpfs,
   openFiles,
+  POWERLESS,
   replace,
   scene,
   script,
@@ -398,10 +399,9 @@ Deno.test("tempPath() that cannot move what has the name leaves it, and nothing 
 });
 
 Deno.test("close() and tempPath() put back what they cannot delete", {
-  ignore: !IS_ROOT || !has("setpriv"),
+  ignore: !HAS_SETPRIV,
 }, async () => {
   using dir = scene();
-  Deno.chmodSync(dir.path, 0o777);
   await using child = script(
     `const tell = (error) => console.log(error.name, error.code, error.message);
      const cog = await open(args[0]);
@@ -414,12 +414,13 @@ Deno.test("close() and tempPath() put back what they cannot delete", {
      }`,
     [dir.path],
     undefined,
-    { under: asNobody(dir.path) },
+    { under: POWERLESS },
   );
   const path = await child.line();
   const theirs = resolve(path, "theirs");
   Deno.mkdirSync(theirs);
   Deno.writeTextFileSync(resolve(theirs, "file"), "");
+  Deno.chownSync(theirs, 65534, 65534);
   await child.go();
   const create = "Cannot create scratch";
   for (const tried of ["Cannot remove", create, create, create]) {

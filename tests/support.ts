@@ -13,13 +13,6 @@ export const RESOLUTION: string[] =
     ? [`--import-map=${local("offline/import_map.json")}`]
     : [`--config=${local("../deno.json")}`];
 
-/** A command that runs another one as a user who is not root. */
-export function asNobody(home: string): string[] {
-  const ids = ["--reuid=65534", "--regid=65534", "--clear-groups"];
-  const cache = resolve(home, "deno");
-  return ["setpriv", ...ids, "env", `HOME=${home}`, `DENO_DIR=${cache}`];
-}
-
 /** The path of a file that is named relative to this directory. */
 export function local(path: string): string {
   return fromFileUrl(import.meta.resolve(`./${path}`));
@@ -163,6 +156,10 @@ export const HAS_STRACE = HAS_PROC && has("strace"); // Git for Windows has anot
 export const IS_ROOT = !WINDOWS && Deno.uid() === 0;
 export const CAN_MOUNT = HAS_PROC && IS_ROOT && has("mount") &&
   new Deno.Command("unshare", { args: ["-m", "true"] }).outputSync().success;
+
+/** A command that runs another one as a root to whom permissions apply. */
+export const POWERLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
+export const HAS_SETPRIV = IS_ROOT && has("setpriv");
 
 /** A command that runs another one with a disk of its own at the path. */
 export function onTmpfs(options: string, path: string): string[] {
