@@ -44,9 +44,13 @@ function exampleWithErrors(name: Example, ...args: string[]): Peer {
 function onTerminal(name: Example, ...args: string[]) {
   const words = commandLine(name, args);
   const quoted = words.map((it) => `'${it.replaceAll("'", `'\\''`)}'`);
-  const script = ["-qec", quoted.join(" "), "/dev/null"];
-  const piped = { args: script, stdin: "piped", stdout: "piped" } as const;
-  const process = new Deno.Command("script", piped).spawn();
+  const process = new Deno.Command("script", {
+    // A shell in between would die of Ctrl-C.
+    args: ["-qec", `exec ${quoted.join(" ")}`, "/dev/null"],
+    env: { SHELL: "/bin/sh" },
+    stdin: "piped",
+    stdout: "piped",
+  }).spawn();
   const stdin = process.stdin.getWriter();
   const stdout = process.stdout.pipeThrough(new TextDecoderStream())
     .getReader();
