@@ -80,7 +80,7 @@ function place(own: string, path: string, swept: Promise<unknown>): Scratch {
   using undo = new DisposableStack();
   undo.defer(() => quietly(() => Deno.removeSync(own)));
   const created = Deno.lstatSync(own);
-  const handle = WINDOWS ? undefined : undo.use(Deno.openSync(own));
+  const handle = undo.use(openDirectory(own));
   if (handle && tryLock(handle) === false) {
     throw new Deno.errors.Busy(`${own} is being swept`);
   }
@@ -200,27 +200,49 @@ function moveAside(path: string, aside: string): string | undefined {
 /** Deletes what nobody uses any more at the reserved paths in a directory. */
 async function sweep(parent: string): Promise<void> {
   const entries = await Array.fromAsync(Deno.readDir(parent)).catch(() => []);
-  for (const { name, isDirectory } of entries) {
+  for (const { name, isDirectory, isFile, isSymlink } of entries) {
     const path = resolve(parent, name);
     if (!isReserved(name) || exits.has(path)) continue;
-    // Owned scratch is always a directory: the rest awaits its deletion.
-    using handle = isDirectory ? quietly(() => Deno.openSync(path)) : undefined;
-    const isFree = handle && tryLock(handle);
-    if (isFree ?? (!isDirectory || isOld(path))) {
-      await Deno.remove(path, RECURSIVE).catch(() => {});
+    try {
+      using handle = isDirectory ? openDirectory(path) : undefined;
+      const isFree = handle && tryLock(handle);
+      // Owned scratch is always a directory: the rest awaits its deletion.
+      if (isDirectory ? isFree ?? isOld(path) : isFile || isSymlink) {
+        await Deno.remove(path, RECURSIVE);
+      }
+    } catch {
+      // Its owner may live.
     }
   }
 }
 
-/** Acquires the lock: `undefined` where directories have no locks. */
-function tryLock(directory: Deno.FsFile): boolean | undefined {
-  return quietly(() => directory.tryLockSync(true));
+/** Opens a directory, where the system can. */
+function openDirectory(path: string): Deno.FsFile | undefined {
+  return WINDOWS ? undefined : Deno.openSync(path);
 }
 
-/** Whether it is unchanged for an hour, where no lock tells whose it is. */
+/** Acquires the lock: `undefined` where directories have no locks. */
+function tryLock(directory: Deno.FsFile): boolean | undefined {
+  try {
+    return directory.tryLockSync(true);
+  } catch (error) {
+    if (NO_LOCKS.has(codeOf(error))) return undefined;
+    throw error;
+  }
+}
+
+/** The codes by which a file system refuses a lock on any directory. */
+const NO_LOCKS = new Set<string | undefined>(
+  ["EBADF", "EINVAL", "ENOTSUP", "EOPNOTSUPP"],
+);
+
+/**
+ * Whether the scratch has been unchanged for an hour; used where directories
+ * have no locks.
+ */
 function isOld(path: string): boolean {
-  const changed = quietly(() => Deno.lstatSync(path))?.ctime;
-  return !!changed && Date.now() - changed.getTime() > 60 * 60 * 1000;
+  const { ctime } = Deno.lstatSync(path);
+  return ctime !== null && Date.now() - ctime.getTime() > 60 * 60 * 1000;
 }
 
 /** Whether others, who are not excluded by a lock, can be the cause. */

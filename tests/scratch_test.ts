@@ -71,7 +71,9 @@ Deno.test("tempPath() of one name many times gives an empty directory each time,
     Deno.writeTextFileSync(resolve(path, "file"), "");
   }
   if (HAS_PROC) {
-    const open = openFiles().filter((path) => path.startsWith(cog.root));
+    // A sweep that is under way has the directory above open too.
+    const inside = resolve(cog.root, "x").slice(0, -1);
+    const open = openFiles().filter((path) => path.startsWith(inside));
     assertEquals(open, [resolve(cog.root, "staging")]);
   }
   await cog.close();
@@ -732,8 +734,10 @@ Deno.test("tempPath() sweeps after an hour where directories cannot be locked", 
     Deno.FsFile.prototype,
     "tryLockSync",
     function (this: Deno.FsFile, exclusive) {
-      if (this.statSync().isDirectory) throw new Error("Bad file descriptor");
-      return tryLockSync.call(this, exclusive);
+      if (!this.statSync().isDirectory) {
+        return tryLockSync.call(this, exclusive);
+      }
+      throw Object.assign(new Error("as on NFS"), { code: "EBADF" });
     },
   );
   await using outer = await openTemp();
@@ -748,6 +752,36 @@ Deno.test("tempPath() sweeps after an hour where directories cannot be locked", 
   }
   assertEquals(names(outer.root), [".gitignore"]);
 });
+
+for (
+  const [failure, object, key] of [
+    ["it has too many files open", Deno, "openSync"],
+    ["the lock service fails", Deno.FsFile.prototype, "tryLockSync"],
+  ] as const
+) {
+  Deno.test(`tempPath() sweeps nothing old whose owner may live, where ${failure}`, async () => {
+    await using outer = await openTemp();
+    const left = leftover(outer.root);
+    const { now } = Date;
+    {
+      using _now = replace(Date, "now", () => now() + 2 * 60 * 60 * 1000);
+      using _failing = replace(
+        object,
+        key as never,
+        (() => {
+          throw new Error("as at that moment");
+        }) as never,
+      );
+      await using cog = await open(outer.projectDir);
+      await assertRejects(() => cog.tempPath(), Error, "as at that moment");
+    }
+    assertEquals(exists(left), true);
+    await using cog = await open(outer.projectDir);
+    await cog.tempPath();
+    await cog.close();
+    assertEquals(names(outer.root), [".gitignore"]);
+  });
+}
 
 // Exits
 
