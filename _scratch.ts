@@ -53,7 +53,7 @@ export async function createScratch(
 /** Moves what exists at the path aside in one step, then deletes it. */
 async function wipe(path: string): Promise<void> {
   const aside = moveAside(path, reserve(resolve(path, "..")));
-  if (aside) await deleteTree(aside, path);
+  if (aside) await deleteTree({ aside, path });
 }
 
 async function createDirectory(
@@ -87,16 +87,16 @@ function place(own: string, path: string, swept: Promise<unknown>): Scratch {
   Deno.renameSync(own, path);
   undo.move();
 
-  let aside: string | undefined;
+  let tree: Tree | undefined;
   let withdrawn = false;
   const withdraw = () => {
-    if (withdrawn) return aside;
+    if (withdrawn) return tree;
     withdrawn = true;
     if (isAt(path)) {
-      const moved = moveAside(path, own);
-      if (moved && isAt(moved)) return aside = moved;
+      const aside = moveAside(path, own);
+      if (aside && isAt(aside)) return tree = { aside, path };
       // Another one took its place between these two steps, and gets it back.
-      if (moved) quietly(() => Deno.renameSync(moved, path));
+      if (aside) quietly(() => Deno.renameSync(aside, path));
     }
     handle?.[Symbol.dispose]();
     return undefined;
@@ -119,8 +119,8 @@ function place(own: string, path: string, swept: Promise<unknown>): Scratch {
     async remove() {
       await swept;
       try {
-        const moved = withdraw();
-        if (moved) await deleteTree(moved, path);
+        const tree = withdraw();
+        if (tree) await deleteTree(tree);
       } catch (error) {
         throw explained(`Cannot remove ${path}`, error);
       } finally {
@@ -131,18 +131,27 @@ function place(own: string, path: string, swept: Promise<unknown>): Scratch {
   };
 }
 
-/** Returns where to delete a tree, if anywhere. */
-type Withdraw = () => string | undefined;
+/** What must be deleted at `aside`, or else return to `path`. */
+interface Tree {
+  readonly aside: string;
+  readonly path: string;
+}
+
+/** Returns the tree that must be deleted, if any. */
+type Withdraw = () => Tree | undefined;
 
 /** The trees that an exit deletes, by their paths. */
 const exits = new Map<string, Withdraw>();
 
 function deleteAll(): void {
   for (const withdraw of exits.values()) {
-    quietly(() => {
-      const path = withdraw();
-      if (path) Deno.removeSync(path, RECURSIVE);
-    });
+    const tree = quietly(withdraw);
+    if (!tree) continue;
+    try {
+      Deno.removeSync(tree.aside, RECURSIVE);
+    } catch {
+      putBack(tree);
+    }
   }
 }
 
@@ -159,10 +168,11 @@ function forget(path: string, withdraw: Withdraw): void {
 
 /** Registers a tree that an exit deletes. The result deletes it earlier. */
 export function ownTree(path: string): () => Promise<void> {
-  atExit(path, () => path);
+  const tree = { aside: path, path };
+  atExit(path, () => tree);
   return async () => {
     try {
-      await deleteTree(path, path);
+      await deleteTree(tree);
     } catch (error) {
       throw explained(`Cannot remove ${path}`, error);
     }
@@ -170,18 +180,23 @@ export function ownTree(path: string): () => Promise<void> {
 }
 
 /** Deletes a tree, or moves what is left of it back to its path. */
-async function deleteTree(aside: string, path: string): Promise<void> {
-  const withdraw = () => aside;
-  atExit(aside, withdraw);
+async function deleteTree(tree: Tree): Promise<void> {
+  const withdraw = () => tree;
+  atExit(tree.aside, withdraw);
   try {
-    await Deno.remove(aside, RECURSIVE);
+    await Deno.remove(tree.aside, RECURSIVE);
   } catch (error) {
     if (isGone(error)) return;
-    if (!exists(path)) quietly(() => Deno.renameSync(aside, path));
+    putBack(tree);
     throw error;
   } finally {
-    forget(aside, withdraw);
+    forget(tree.aside, withdraw);
   }
+}
+
+/** Moves what is left of a tree back to its path, if that is free. */
+function putBack({ aside, path }: Tree): void {
+  if (!exists(path)) quietly(() => Deno.renameSync(aside, path));
 }
 
 /** Moves what exists at the path; returns where it is then, if anywhere. */
