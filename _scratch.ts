@@ -1,3 +1,4 @@
+import { delay } from "@std/async/delay";
 import { explained, isGone, quietly } from "./_error.ts";
 import { isSame } from "./_identity.ts";
 import { resolve, WINDOWS } from "./_path.ts";
@@ -36,12 +37,16 @@ export async function createScratch(
   try {
     for (let tries = 1;; tries++) {
       if (path !== undefined) await wipe(path);
-      const own = reserve(parent);
-      await createDirectory(own, swept);
       try {
+        const own = reserve(parent);
+        Deno.statSync(root); // or else mkdir would create the root as well
+        Deno.mkdirSync(own, RECURSIVE);
         return place(own, path ?? own, swept);
       } catch (error) {
-        if (tries === 20 || !isRace(error)) throw error;
+        const retries = isFull(error) ? 1 : isRace(error) ? 19 : 0;
+        if (tries > retries) throw error;
+        // Leftovers may fill the disk. Others may try as regularly as this does.
+        await (isFull(error) ? swept : delay(tries * Math.random()));
       }
     }
   } catch (error) {
@@ -54,19 +59,6 @@ export async function createScratch(
 async function wipe(path: string): Promise<void> {
   const aside = moveAside(path, reserve(resolve(path, "..")));
   if (aside) await deleteTree({ aside, path });
-}
-
-async function createDirectory(
-  path: string,
-  swept: Promise<unknown>,
-): Promise<void> {
-  try {
-    Deno.mkdirSync(path, RECURSIVE);
-  } catch (error) {
-    if (!isFull(error)) throw error;
-    await swept; // it may be what fills the disk
-    Deno.mkdirSync(path, RECURSIVE);
-  }
 }
 
 /**

@@ -24,8 +24,13 @@ import {
   WINDOWS,
 } from "./support.ts";
 
-const { AlreadyExists, BadResource, NotADirectory, PermissionDenied } =
-  Deno.errors;
+const {
+  AlreadyExists,
+  BadResource,
+  NotADirectory,
+  NotFound,
+  PermissionDenied,
+} = Deno.errors;
 
 const CHATTR = { ignore: !IS_ROOT || !has("chattr") };
 const LINKS = { ignore: !CAN_LINK };
@@ -528,6 +533,23 @@ Deno.test("tempPath() deletes what overlays do not move", MOUNTS, async () => {
   await child.ended();
 });
 
+Deno.test("tempPath() that loses its .cog during a wipe does not create another", async () => {
+  await using cog = await openTemp();
+  await cog.path("staging");
+  const { remove } = Deno;
+  {
+    using _ = replace(Deno, "remove", async (path, options) => {
+      await remove(path, options);
+      Deno.removeSync(cog.root, { recursive: true });
+    });
+    const message = `Cannot create scratch ${resolve(cog.root, "staging")}: `;
+    await assertRejects(() => cog.tempPath("staging"), NotFound, message);
+  }
+  assertEquals(exists(cog.root), false);
+  await cog.tempPath("staging");
+  assertEquals(names(cog.root), [".gitignore", "staging"]);
+});
+
 Deno.test("tempPath() that fails loses no open file", LINUX, async () => {
   await using cog = await openTemp();
   const message = `Cannot create scratch ${resolve(cog.root, "staging")}: `;
@@ -837,6 +859,25 @@ Deno.test("tempPath() that an exit comes upon in the middle of a wipe leaves not
   await child.ended();
   assertEquals(names(root), []);
 });
+
+for (const [name, left] of [["", []], ['"a/staging"', ["a"]]] as const) {
+  Deno.test(`tempPath(${name}) that an exit comes upon at any moment leaves nothing`, async () => {
+    using dir = scene();
+    const root = resolve(dir.path, ".cog");
+    for (let turns = 0; turns < 12; turns++) {
+      await using child = script(
+        `const cog = await open(args[0]);
+         cog.tempPath(${name});
+         for (let i = 0; i < ${turns}; i++) await null;
+         Deno.exit(0);`,
+        [dir.path],
+      );
+      await child.ended();
+      assertEquals(names(root).filter((it) => it !== "a"), [".gitignore"]);
+    }
+    assertEquals(names(root), [".gitignore", ...left]);
+  });
+}
 
 Deno.test("close() that an exit comes upon leaves nothing", async () => {
   using dir = scene();
