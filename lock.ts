@@ -16,7 +16,6 @@
  * @module
  */
 
-import { delay } from "@std/async/delay";
 import { quietly } from "./_error.ts";
 import { isCurrent, openFile, refused, tryFile } from "./_lock_file.ts";
 import { toPath } from "./_path.ts";
@@ -179,40 +178,21 @@ async function wait(
   path: string,
   { signal, onWait }: LockOptions,
 ): Promise<Release> {
-  const waiter = { ...Promise.withResolvers<Release>(), onWait, signal };
-  using _listening = signal &&
-    onAbort(signal, () => queue.fail(waiter, signal.reason));
   const queue = queues.get(path) ?? new Queue(path);
+  const waiter = { ...Promise.withResolvers<Release>(), onWait, signal };
+  // A signal of its own, since removing one of many listeners takes long.
+  const own = signal && AbortSignal.any([signal]);
+  const abandon = () => queue.fail(waiter, own?.reason);
+  own?.addEventListener("abort", abandon);
   queue.join(waiter);
-  return await waiter.promise;
+  try {
+    return await waiter.promise;
+  } finally {
+    own?.removeEventListener("abort", abandon);
+  }
 }
 
 interface Waiter extends PromiseWithResolvers<Release>, LockOptions {}
-
-/** The callbacks of each signal, behind one listener. */
-const abandons = new Map<AbortSignal, Set<() => void>>();
-
-function abandonAll({ target }: Event): void {
-  for (const abandon of abandons.get(target as AbortSignal) ?? []) abandon();
-}
-
-/** Costs the same however many listen, unlike a listener for each. */
-function onAbort(signal: AbortSignal, abandon: () => void): Disposable {
-  const all = abandons.get(signal) ?? new Set();
-  if (all.size === 0) {
-    signal.addEventListener("abort", abandonAll);
-    abandons.set(signal, all);
-  }
-  all.add(abandon);
-  return {
-    [Symbol.dispose]() {
-      all.delete(abandon);
-      if (all.size > 0) return;
-      signal.removeEventListener("abort", abandonAll);
-      abandons.delete(signal);
-    },
-  };
-}
 
 /** The queues whose lock this thread holds or waits for, by path. */
 const queues = new Map<string, Queue>();
@@ -231,7 +211,8 @@ class Queue {
   readonly #patient = new Set<Waiter>();
   #held: Release | undefined;
   #opened: Disposable | undefined;
-  #pausing: AbortController | undefined;
+  /** Ends the pause, if there is one. */
+  #wake = () => {};
   #gaveWay: Promise<void> | undefined;
 
   constructor(path: string) {
@@ -270,7 +251,7 @@ class Queue {
   #leave(waiter: Waiter): void {
     if (!this.#waiters.delete(waiter)) return;
     this.#patient.delete(waiter);
-    this.#look();
+    this.#wake();
     if (this.#waiters.size > 0 || this.#held) return;
     queues.delete(this.#path);
     this.#opened?.[Symbol.dispose]();
@@ -287,7 +268,7 @@ class Queue {
     }
     if (waiter.signal || !this.#waiters.has(waiter)) return;
     this.#patient.add(waiter);
-    this.#look();
+    this.#wake();
   }
 
   /** Gets the lock, and grants it to whoever is first by then. */
@@ -345,26 +326,27 @@ class Queue {
       throw refused(this.#path, error);
     } finally {
       blocked--;
-      for (const queue of queues.values()) queue.#look();
+      for (const queue of queues.values()) queue.#wake();
     }
   }
 
   /** For a random time, to fall out of step with others' regular tries. */
   async #giveWay(): Promise<void> {
-    const end = performance.now() + 5 + Math.trunc(11 * Math.random());
-    while (this.#waiters.size > 0 && performance.now() < end) {
-      await this.#pause(end - performance.now());
+    let left = 5 + Math.trunc(11 * Math.random());
+    const end = performance.now() + left;
+    while (this.#waiters.size > 0 && left > 0) {
+      await this.#pause(left);
+      left = end - performance.now();
     }
   }
 
-  /** Ends early when there is something new to look at. */
+  /** Ends early if woken, since there is something new to look at. */
   async #pause(ms: number): Promise<void> {
-    this.#pausing = new AbortController();
-    await delay(ms, this.#pausing).catch(() => {});
-  }
-
-  #look(): void {
-    this.#pausing?.abort();
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#wake = resolve;
+    const timer = setTimeout(resolve, ms);
+    await promise;
+    clearTimeout(timer);
   }
 }
 
