@@ -2,6 +2,9 @@
  * Opens the state directory `.cog/` of a Cog project, for Deno scripts and tests
  * that run alongside `cog` commands.
  *
+ * `.cog/` holds staged builds, weight caches, mounts, and the lock that the whole
+ * project shares.
+ *
  * ```ts
  * import { open } from "@cog/dotcog";
  *

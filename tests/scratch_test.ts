@@ -217,7 +217,7 @@ Deno.test("tempPath() sweeps what killed processes leave, and nothing of a neigh
   for (let round = 0; round < 10; round++) {
     await using stack = new AsyncDisposableStack();
     const owners = Array.from(
-      { length: 5 },
+      { length: 10 },
       () => stack.use(script(OWNER, [dir.path, "", "100000"])),
     );
     for (const owner of owners) await owner.line();

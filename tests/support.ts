@@ -248,25 +248,17 @@ export function replace<T, K extends keyof T>(
   return { [Symbol.dispose]: () => object[key] = original };
 }
 
-/** Counts the calls of a method, to the end of the block. */
-export function countCalls<T, K extends keyof T>(
-  object: T,
-  key: K,
-): { count: number } & Disposable {
-  const method = object[key] as (...args: unknown[]) => unknown;
-  const counting = function (this: T, ...args: unknown[]) {
-    calls.count++;
-    return method.apply(this, args);
-  };
-  const replaced = replace(object, key, counting as T[K]);
-  const calls = {
-    count: 0,
-    [Symbol.dispose]: () => replaced[Symbol.dispose](),
-  };
-  return calls;
-}
-
-/** Counts the waits that this process begins in the operating system. */
+/** Counts the waits that begin in the operating system, to the end of the block. */
 export function countWaits(): { count: number } & Disposable {
-  return countCalls(Deno.FsFile.prototype, "lock");
+  const { prototype } = Deno.FsFile;
+  const { lock } = prototype;
+  const counting = replace(prototype, "lock", function (this: Deno.FsFile) {
+    waits.count++;
+    return lock.call(this, true);
+  });
+  const waits = {
+    count: 0,
+    [Symbol.dispose]: () => counting[Symbol.dispose](),
+  };
+  return waits;
 }
