@@ -15,9 +15,14 @@ const isAbsolute = WINDOWS ? windowsIsAbsolute : posixIsAbsolute;
 /** Joins parts, of which the first is absolute. */
 export const resolve = WINDOWS ? windowsResolve : posixResolve;
 
+/** The parts that resolving takes out of an absolute POSIX path. */
+const REDUNDANT = /\/\.{0,2}(\/|$)/;
+
 /** The absolute path of a path or a file URL. */
 export function toPath(path: string | URL): string {
   const local = path instanceof URL ? fromFileUrl(path) : path;
   // Without an absolute part, `resolve` reads `globalThis.process` too.
-  return isAbsolute(local) ? resolve(local) : resolve(Deno.cwd(), local);
+  if (!isAbsolute(local)) return resolve(Deno.cwd(), local);
+  // A free lock would take a tenth longer if it resolved every path.
+  return WINDOWS || REDUNDANT.test(local) ? resolve(local) : local;
 }

@@ -162,7 +162,7 @@ export async function tryLock(path: string | URL): Promise<Release | null> {
 
 /** Takes the lock if nobody holds it and nobody in this thread waits for it. */
 function take(path: string): Release | undefined {
-  if (queues.has(path)) return undefined;
+  if (isHeld(path) || queues.has(path)) return undefined;
   const file = openFile(path);
   let taken = false;
   try {
@@ -170,7 +170,24 @@ function take(path: string): Release | undefined {
   } finally {
     if (!taken) file.close();
   }
-  return taken ? new Queue(path).hold(file) : undefined;
+  return taken ? hold(path, file) : undefined;
+}
+
+/** Holds the lock on the open file at the path until the release. */
+function hold(path: string, file: Deno.FsFile): Release {
+  const span = beginSpan(path);
+  let held = true;
+  const release: Release = () => {
+    if (!held) return;
+    held = false;
+    // Closing frees it too, but on Windows that may take a while.
+    quietly(() => file.unlockSync());
+    file.close();
+    span.until = performance.now();
+    queues.get(path)?.serve();
+  };
+  release[Symbol.dispose] = release;
+  return release;
 }
 
 /** Waits in the queue of this thread, which asks the operating system. */
@@ -194,7 +211,7 @@ async function wait(
 
 interface Waiter extends PromiseWithResolvers<Release>, LockOptions {}
 
-/** The queues whose lock this thread holds or waits for, by path. */
+/** The queues in which somebody waits, by path. */
 const queues = new Map<string, Queue>();
 
 /**
@@ -209,7 +226,6 @@ class Queue {
   readonly #turns = this.#waiters.values();
   /** The waiters without a signal, after their `onWait`. */
   readonly #patient = new Set<Waiter>();
-  #held: Release | undefined;
   #opened: Disposable | undefined;
   /** Ends the pause, if there is one. */
   #wake = () => {};
@@ -220,26 +236,9 @@ class Queue {
     queues.set(path, this);
   }
 
-  /** Holds the lock on `file` until the release. */
-  hold(file: Deno.FsFile): Release {
-    const since = justHeld(this.#path)?.since ?? performance.now();
-    const release = () => {
-      if (this.#held !== release) return;
-      this.#held = undefined;
-      // Closing frees it too, but on Windows that may take a while.
-      quietly(() => file.unlockSync());
-      file.close();
-      recent.delete(this.#path); // so that the oldest stay first
-      recent.set(this.#path, { since, until: performance.now() });
-      if (this.#waiters.size > 0) this.#serve();
-      else queues.delete(this.#path);
-    };
-    return this.#held = Object.assign(release, { [Symbol.dispose]: release });
-  }
-
   join(waiter: Waiter): void {
     this.#waiters.add(waiter);
-    if (this.#waiters.size === 1 && !this.#held) this.#serve();
+    if (this.#waiters.size === 1 && !isHeld(this.#path)) this.serve();
     this.#announce(waiter);
   }
 
@@ -252,7 +251,7 @@ class Queue {
     if (!this.#waiters.delete(waiter)) return;
     this.#patient.delete(waiter);
     this.#wake();
-    if (this.#waiters.size > 0 || this.#held) return;
+    if (this.#waiters.size > 0) return;
     queues.delete(this.#path);
     this.#opened?.[Symbol.dispose]();
   }
@@ -272,7 +271,7 @@ class Queue {
   }
 
   /** Gets the lock, and grants it to whoever is first by then. */
-  async #serve(): Promise<void> {
+  async serve(): Promise<void> {
     if (mustGiveWay(this.#path)) await (this.#gaveWay = this.#giveWay());
     while (this.#waiters.size > 0) {
       using opened = new DisposableStack();
@@ -306,7 +305,7 @@ class Queue {
   }
 
   #grant(file: Deno.FsFile): void {
-    const release = this.hold(file);
+    const release = hold(this.#path, file);
     const first = this.#turns.next().value;
     if (!first) return release();
     first.resolve(release);
@@ -359,20 +358,35 @@ class Queue {
 const MAX_BLOCKED = 2;
 let blocked = 0;
 
-/** The time for which a path was held without a gap, up to its last release. */
-const recent = new Map<string, { since: number; until: number }>();
+/** The time for which this thread has had a path, without a gap for others. */
+interface Span {
+  readonly since: number;
+  /** The last release, or `Infinity` while the path is held. */
+  until: number;
+}
 
-/** How the path was held, if others have had no time to get the lock since. */
-function justHeld(path: string): { since: number; until: number } | undefined {
-  for (const [path, { until }] of recent) {
-    if (performance.now() - until < 1) break;
-    recent.delete(path);
+/** The spans of the paths that are held, or were until just now. */
+const spans = new Map<string, Span>();
+
+/** Begins to hold the path, and so goes on with its span if it has one. */
+function beginSpan(path: string): Span {
+  const now = performance.now();
+  for (const [path, { until }] of spans) {
+    if (now - until >= 1) spans.delete(path);
   }
-  return recent.get(path);
+  const { since } = spans.get(path) ?? { since: now };
+  const span = { since, until: Infinity };
+  spans.set(path, span);
+  return span;
+}
+
+function isHeld(path: string): boolean {
+  return spans.get(path)?.until === Infinity;
 }
 
 /** Whether others need a gap, since they may try only from time to time. */
 function mustGiveWay(path: string): boolean {
-  const held = justHeld(path);
-  return held !== undefined && held.until - held.since >= 100;
+  const span = spans.get(path);
+  return span !== undefined && span.until - span.since >= 100 &&
+    performance.now() - span.until < 1;
 }
