@@ -226,7 +226,6 @@ class Queue {
   readonly #turns = this.#waiters.values();
   /** The waiters without a signal, after their `onWait`. */
   readonly #patient = new Set<Waiter>();
-  #opened: Disposable | undefined;
   /** Ends the pause, if there is one. */
   #wake = () => {};
   #gaveWay: Promise<void> | undefined;
@@ -243,17 +242,15 @@ class Queue {
   }
 
   fail(waiter: Waiter, reason: unknown): void {
-    waiter.reject(reason);
     this.#leave(waiter);
+    waiter.reject(reason);
   }
 
   #leave(waiter: Waiter): void {
     if (!this.#waiters.delete(waiter)) return;
     this.#patient.delete(waiter);
     this.#wake();
-    if (this.#waiters.size > 0) return;
-    queues.delete(this.#path);
-    this.#opened?.[Symbol.dispose]();
+    if (this.#waiters.size === 0) queues.delete(this.#path);
   }
 
   /** Calls `onWait`, unless the wait was only to give way and is over. */
@@ -275,16 +272,18 @@ class Queue {
     if (mustGiveWay(this.#path)) await (this.#gaveWay = this.#giveWay());
     while (this.#waiters.size > 0) {
       using opened = new DisposableStack();
-      this.#opened = opened;
       try {
         const file = opened.use(openFile(this.#path));
         if (!tryFile(this.#path, file)) await this.#wait(file);
-        if (this.#waiters.size === 0) return;
-        if (isCurrent(this.#path, file)) {
-          opened.move();
-          return this.#grant(file);
+        if (!isCurrent(this.#path, file)) {
+          await this.#pause(1); // some file systems show another file each time
+          continue;
         }
-        await this.#pause(1); // some file systems show another file each time
+        const first = this.#turns.next().value;
+        if (!first) return; // all have left
+        opened.move();
+        first.resolve(hold(this.#path, file));
+        return this.#leave(first);
       } catch (error) {
         for (const waiter of this.#waiters) this.fail(waiter, error);
       }
@@ -302,14 +301,6 @@ class Queue {
       const waited = performance.now() - start;
       await this.#pause(Math.min(Math.max(waited / 40, 1), 100));
     } while (this.#waiters.size > 0 && !tryFile(this.#path, file));
-  }
-
-  #grant(file: Deno.FsFile): void {
-    const release = hold(this.#path, file);
-    const first = this.#turns.next().value;
-    if (!first) return release();
-    first.resolve(release);
-    this.#leave(first);
   }
 
   /**
