@@ -281,6 +281,9 @@ Deno.test("close() leaves a scratch that another created again at once, with its
     Deno.removeSync(scratch, { recursive: true });
     Deno.mkdirSync(scratch);
     Deno.writeTextFileSync(resolve(scratch, "theirs"), "");
+    using _ = replace(Deno, "renameSync", () => {
+      throw new Error("it is moved, if only for a moment");
+    });
     await cog.close();
     assertEquals(names(scratch), ["theirs"]);
   }
@@ -403,6 +406,47 @@ Deno.test("tempPath() that cannot move what has the name leaves it, and nothing 
   }
   assertEquals(Deno.readTextFileSync(file), "kept");
   assertEquals(names(cog.root), [".gitignore", "staging"]);
+});
+
+Deno.test("tempPath() tries once where only a race could let another try succeed", async () => {
+  await using cog = await openTemp();
+  let tries = 0;
+  using _ = replace(Deno, "mkdirSync", () => {
+    tries++;
+    throw new Error("as on a disk that is read-only");
+  });
+  await assertRejects(() => cog.tempPath(), Error, cog.root);
+  assertEquals(tries, 1);
+});
+
+Deno.test("tempPath() deletes what a full disk does not move", async () => {
+  await using cog = await openTemp();
+  Deno.writeTextFileSync(await cog.filePath("staging/file"), "");
+  const { renameSync } = Deno;
+  using _ = replace(Deno, "renameSync", (from, to) => {
+    Deno.renameSync = renameSync;
+    if (exists(resolve(`${from}`, "file"))) {
+      throw Object.assign(new Error("as on btrfs"), { code: "ENOSPC" });
+    }
+    renameSync(from, to);
+  });
+  assertEquals(names(await cog.tempPath("staging")), []);
+});
+
+Deno.test("tempPath() that cannot delete what had the name leaves one that has it since", async () => {
+  await using cog = await openTemp();
+  const path = await cog.path("staging");
+  Deno.writeTextFileSync(resolve(path, "file"), "");
+  {
+    using _ = replace(Deno, "remove", () => {
+      Deno.mkdirSync(path);
+      return Promise.reject(new PermissionDenied("as of somebody else's file"));
+    });
+    await assertRejects(() => cog.tempPath("staging"), PermissionDenied, path);
+  }
+  assertEquals(names(path), []);
+  const [left] = reserved(cog.root);
+  assertEquals(names(resolve(cog.root, left)), ["file"]);
 });
 
 Deno.test("close() and tempPath() put back what they cannot delete", {
@@ -750,7 +794,21 @@ Deno.test("tempPath() does not wait for the sweep of what others left, but close
   assertEquals(reserved(cog.root), []);
 });
 
-Deno.test("tempPath() sweeps after an hour where directories cannot be locked", async () => {
+Deno.test("close() waits for the sweep of a tempPath() that failed", async () => {
+  await using outer = await openTemp();
+  leftover(outer.root);
+  const cog = await open(outer.projectDir);
+  const { remove } = Deno;
+  using _ = replace(Deno, "remove", async (path, options) => {
+    await delay(10);
+    await remove(path, options);
+  });
+  await assertRejects(() => cog.tempPath("x".repeat(300)), Error);
+  await cog.close();
+  assertEquals(reserved(cog.root), []);
+});
+
+Deno.test("tempPath() sweeps after an hour where directories cannot be locked, but not what this process has", async () => {
   const { tryLockSync } = Deno.FsFile.prototype;
   using _lock = replace(
     Deno.FsFile.prototype,
@@ -764,6 +822,8 @@ Deno.test("tempPath() sweeps after an hour where directories cannot be locked", 
   );
   await using outer = await openTemp();
   const left = leftover(outer.root);
+  await using owner = await open(outer.projectDir);
+  const own = await owner.tempPath();
   const { now } = Date;
   for (const minutes of [59, 61]) {
     using _ = replace(Date, "now", () => now() + minutes * 60 * 1000);
@@ -771,7 +831,9 @@ Deno.test("tempPath() sweeps after an hour where directories cannot be locked", 
     assertEquals(names(await cog.tempPath("staging")), []);
     await cog.close();
     assertEquals(exists(left), minutes < 60);
+    assertEquals(exists(own), true);
   }
+  await owner.close();
   assertEquals(names(outer.root), [".gitignore"]);
 });
 
@@ -814,6 +876,13 @@ for (
     [
       "at Deno.exit() while they are closed",
       "Deno.remove = () => Deno.exit(0); cog.close(); temp.close();",
+    ],
+    [
+      "at Deno.exit() after the close of a handle that had one of the same name",
+      `const other = await open(args[0]);
+       await other.tempPath("staging");
+       await cog.close();
+       Deno.exit(0);`,
     ],
   ]
 ) {
