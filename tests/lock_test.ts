@@ -12,6 +12,7 @@ import {
   exists,
   has,
   HAS_PROC,
+  HAS_SETPRIV,
   HAS_STRACE,
   IS_ROOT,
   isFree,
@@ -19,6 +20,7 @@ import {
   openFileAt,
   openFiles,
   Peer,
+  POWERLESS,
   replace,
   scene,
   script,
@@ -333,13 +335,13 @@ Deno.test("lock() with a signal asks after a fortieth of the time waited, 1 ms a
 Deno.test("lock() calls of one process get the lock in the order in which they asked", async () => {
   using dir = scene();
   const url = new URL(`file://${dir.file}`);
-  const ways = ["/x.lock", "/./x.lock", "//x.lock", "/a/../x.lock"];
+  const ways = ["/x.lock", "/./x.lock", "//x.lock", "/a/../x.lock", "/x.lock/"];
   const names = [url, ...ways.map((way) => `${dir.path}${way}`)];
   const release = await lock(dir.file);
   const order: number[] = [];
   const waiters = Array.from({ length: 50 }, async (_, i) => {
     const signal = i % 4 ? undefined : AbortSignal.timeout(60_000);
-    using _lock = await lock(names[i % 5], { signal });
+    using _lock = await lock(names[i % names.length], { signal });
     order.push(i);
     await delay(0);
   });
@@ -708,6 +710,12 @@ Deno.test("lock() takes a file that is written to at that moment", async () => {
   (await tryLock(dir.file))!();
 });
 
+Deno.test("tryLock() does not take a file of another disk for its own by its number", async () => {
+  using dir = scene();
+  using _ = fakeStat(({ dev }) => ({ dev: dev + 1 }));
+  assertEquals(await tryLock(dir.file), null);
+});
+
 for (const sign of ["links of the deleted one", "birth time", "last write"]) {
   Deno.test(`lock() tells a new file without a number by the ${sign}`, async () => {
     using dir = scene();
@@ -957,14 +965,6 @@ const REFUSALS = [
     Class: TypeError,
     message: "no path can contain a NUL",
   },
-  {
-    kind: "a file that the user may not open",
-    name: "closed",
-    Class: PermissionDenied,
-    code: "EACCES",
-    message: "allow reading it",
-    ignore: WINDOWS || IS_ROOT,
-  },
 ];
 
 for (const { kind, name, Class, code, message, ignore } of REFUSALS) {
@@ -972,7 +972,6 @@ for (const { kind, name, Class, code, message, ignore } of REFUSALS) {
     using dir = scene();
     const at = (name: string) => resolve(dir.path, name);
     Deno.writeTextFileSync(at("file"), "");
-    Deno.writeTextFileSync(at("closed"), "", { mode: 0 });
     if (CAN_LINK) {
       Deno.symlinkSync(at("missing/x"), at("link"), { type: "file" });
     }
@@ -986,6 +985,7 @@ for (const { kind, name, Class, code, message, ignore } of REFUSALS) {
       );
       assert(error.cause instanceof Class);
       assertEquals(error.constructor, error.cause.constructor);
+      assertEquals("code" in error, "code" in error.cause);
       if (code) assertEquals(error.code, code);
       const other = kind.includes("missing") ? "readable" : "missing";
       assert(!error.message.includes(other), error.message);
@@ -998,7 +998,7 @@ for (const { kind, name, Class, code, message, ignore } of REFUSALS) {
 const TELL = `
   for (const acquire of [lock, tryLock]) {
     await acquire(args[0]).catch((error) =>
-      console.log(error.name, error.code, error.message));
+      console.log(error.name, "code" in error ? error.code : "none", error.message));
   }`;
 
 /** Checks how both lines begin that TELL prints. */
@@ -1007,6 +1007,32 @@ async function told(child: Peer, start: string): Promise<void> {
     const line = await child.line();
     assert(line.startsWith(start), line);
   }
+}
+
+for (
+  const [kind, name, advice] of [
+    ["read", "unreadable", "allow reading it"],
+    ["create", "sealed/new", "allow writing to its directory"],
+  ]
+) {
+  Deno.test(
+    `lock() and tryLock() refuse a file that the user may not ${kind}`,
+    {
+      ignore: WINDOWS || IS_ROOT && !HAS_SETPRIV,
+    },
+    async () => {
+      using dir = scene();
+      Deno.writeTextFileSync(resolve(dir.path, "unreadable"), "", { mode: 0 });
+      Deno.mkdirSync(resolve(dir.path, "sealed"), { mode: 0o555 });
+      const path = resolve(dir.path, name);
+      const under = IS_ROOT ? POWERLESS : [];
+      await using child = script(TELL, [path], undefined, { under });
+      await told(
+        child,
+        `PermissionDenied EACCES Cannot lock ${path}: ${advice}`,
+      );
+    },
+  );
 }
 
 Deno.test("lock() and tryLock() tell a full disk", MOUNTS, async () => {
@@ -1044,7 +1070,7 @@ for (const kind of ["directory", "file", "pipe"]) {
     if (kind === "pipe") mkfifo.outputSync();
     const permissions = kind === "file" ? [] : [`--allow-read=${dir.path}`];
     await using child = script(TELL, [path], permissions);
-    await told(child, `NotCapable undefined Cannot lock ${path}: `);
+    await told(child, `NotCapable none Cannot lock ${path}: `);
   });
 }
 
