@@ -19,6 +19,7 @@
 import { quietly } from "./_error.ts";
 import { isCurrent, openFile, refused, tryFile } from "./_lock_file.ts";
 import { toPath } from "./_path.ts";
+import { beginSpan, isHeld, mustGiveWay } from "./_span.ts";
 
 /** Options of {@linkcode lock}. */
 export interface LockOptions {
@@ -348,36 +349,3 @@ class Queue {
  */
 const MAX_BLOCKED = 2;
 let blocked = 0;
-
-/** The time for which this thread has had a path, without a gap for others. */
-interface Span {
-  readonly since: number;
-  /** The last release, or `Infinity` while the path is held. */
-  until: number;
-}
-
-/** The spans of the paths that are held, or were until just now. */
-const spans = new Map<string, Span>();
-
-/** Begins to hold the path, and so goes on with its span if it has one. */
-function beginSpan(path: string): Span {
-  const now = performance.now();
-  for (const [path, { until }] of spans) {
-    if (now - until >= 1) spans.delete(path);
-  }
-  const { since } = spans.get(path) ?? { since: now };
-  const span = { since, until: Infinity };
-  spans.set(path, span);
-  return span;
-}
-
-function isHeld(path: string): boolean {
-  return spans.get(path)?.until === Infinity;
-}
-
-/** Whether others need a gap, since they may try only from time to time. */
-function mustGiveWay(path: string): boolean {
-  const span = spans.get(path);
-  return span !== undefined && span.until - span.since >= 100 &&
-    performance.now() - span.until < 1;
-}
