@@ -197,7 +197,7 @@ function moveAside(path: string, aside: string): string | undefined {
     Deno.renameSync(path, aside);
     return aside;
   } catch (error) {
-    if (isGone(error)) return undefined;
+    if (error instanceof Deno.errors.NotFound) return undefined;
     // An overlay cannot move a directory of a lower layer, a full btrfs none.
     if (codeOf(error) === "EXDEV" || isFull(error)) return path;
     throw error;

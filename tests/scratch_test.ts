@@ -377,6 +377,34 @@ Deno.test("tempPath() starts again where another process begins to sweep what it
   assertEquals(reserved(cog.root), []);
 });
 
+for (
+  const [kind, take] of Object.entries({
+    "a file": (path: string) => Deno.writeTextFileSync(path, ""),
+    "a directory": (path: string) =>
+      Deno.mkdirSync(resolve(path, "sub"), {
+        recursive: true,
+      }),
+    "a directory, as XFS says it,": () => {
+      throw new AlreadyExists("File exists");
+    },
+  })
+) {
+  Deno.test(`tempPath() starts again where ${kind} takes the name at that moment`, async () => {
+    await using cog = await openTemp();
+    const staging = resolve(cog.root, "staging");
+    const { renameSync } = Deno;
+    using _ = replace(Deno, "renameSync", (from, to) => {
+      if (to === staging) {
+        Deno.renameSync = renameSync;
+        take(staging);
+      }
+      renameSync(from, to);
+    });
+    assertEquals(names(await cog.tempPath("staging")), []);
+    assertEquals(names(cog.root), [".gitignore", "staging"]);
+  });
+}
+
 Deno.test("close() takes what is gone already for removed", async () => {
   const outer = await openTemp();
   const cog = await open(outer.projectDir);
@@ -408,16 +436,24 @@ Deno.test("tempPath() that cannot move what has the name leaves it, and nothing 
   assertEquals(names(cog.root), [".gitignore", "staging"]);
 });
 
-Deno.test("tempPath() tries once where only a race could let another try succeed", async () => {
-  await using cog = await openTemp();
-  let tries = 0;
-  using _ = replace(Deno, "mkdirSync", () => {
-    tries++;
-    throw new Error("as on a disk that is read-only");
+for (
+  const [tries, kind, name] of [
+    [0, "below a file", "file/x"],
+    [1, "on a disk that is read-only", "x"],
+  ] as const
+) {
+  Deno.test(`tempPath() ${kind} is refused at once`, UNIX, async () => {
+    await using cog = await openTemp();
+    Deno.writeTextFileSync(await cog.filePath("file"), "");
+    let tried = 0;
+    using _ = replace(Deno, "mkdirSync", () => {
+      tried++;
+      throw new Error("Read-only file system");
+    });
+    await assertRejects(() => cog.tempPath(name), Error, cog.root);
+    assertEquals(tried, tries);
   });
-  await assertRejects(() => cog.tempPath(), Error, cog.root);
-  assertEquals(tries, 1);
-});
+}
 
 Deno.test("tempPath() deletes what a full disk does not move", async () => {
   await using cog = await openTemp();
