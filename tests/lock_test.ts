@@ -710,7 +710,7 @@ Deno.test("lock() takes a file that is written to at that moment", async () => {
   (await tryLock(dir.file))!();
 });
 
-Deno.test("tryLock() does not take a file of another disk for its own by its number", async () => {
+Deno.test("tryLock() knows a file of another disk with the same number", async () => {
   using dir = scene();
   using _ = fakeStat(({ dev }) => ({ dev: dev + 1 }));
   assertEquals(await tryLock(dir.file), null);

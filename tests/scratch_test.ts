@@ -384,8 +384,8 @@ for (
       Deno.mkdirSync(resolve(path, "sub"), {
         recursive: true,
       }),
-    "a directory, as XFS says it,": () => {
-      throw new AlreadyExists("File exists");
+    "a directory on XFS": () => {
+      throw new AlreadyExists("as XFS says it");
     },
   })
 ) {
@@ -469,7 +469,7 @@ Deno.test("tempPath() deletes what a full disk does not move", async () => {
   assertEquals(names(await cog.tempPath("staging")), []);
 });
 
-Deno.test("tempPath() that cannot delete what had the name leaves one that has it since", async () => {
+Deno.test("tempPath() that cannot delete an old directory leaves a new one of that name", async () => {
   await using cog = await openTemp();
   const path = await cog.path("staging");
   Deno.writeTextFileSync(resolve(path, "file"), "");
