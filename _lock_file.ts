@@ -52,10 +52,9 @@ export function refused(path: string, error: unknown): Error {
 }
 
 function advise(path: string, error: unknown): string {
-  const isDirectory = (path: string) =>
-    quietly(() => Deno.statSync(path))?.isDirectory;
   const found = quietly(() => Deno.lstatSync(path));
-  if (isDirectory(path)) return "it is a directory; name a file in it";
+  const target = quietly(() => Deno.statSync(path));
+  if (target?.isDirectory) return "it is a directory; name a file in it";
   if (error instanceof TypeError) return "no path can contain a NUL";
   if (error instanceof Deno.errors.PermissionDenied) {
     return found ? "allow reading it" : "allow writing to its directory";
@@ -64,6 +63,6 @@ function advise(path: string, error: unknown): string {
   if (found?.isSymlink) {
     return "it is a symbolic link into a missing directory; create that first";
   }
-  if (isDirectory(resolve(path, ".."))) return "";
-  return "its directory is missing; create it first";
+  const parent = quietly(() => Deno.statSync(resolve(path, "..")));
+  return parent ? "" : "its directory is missing; create it first";
 }
