@@ -135,8 +135,8 @@ let construct: (project: string) => Dir;
  * await using cog = await open(".");
  * await cog.lock(); // held until cog closes
  * const staging = await cog.tempPath("staging");
- * const manifest = await cog.filePath("cache/manifest.json");
- * await Deno.writeTextFile(manifest, JSON.stringify({ staging }));
+ * await Deno.writeTextFile(`${staging}/new`, "[]");
+ * await Deno.rename(`${staging}/new`, await cog.filePath("cache/list.json"));
  * ```
  */
 export class Dir implements AsyncDisposable {

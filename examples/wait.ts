@@ -7,7 +7,8 @@
 import { open } from "@cog/dotcog";
 
 const [project = ".", seconds = "60"] = Deno.args;
-if (!/^\d{1,6}(\.\d+)?$/.test(seconds)) { // a timer has a limit of 24 days
+// A timer has a limit of 24 days.
+if (project === "--help" || !/^\d{1,6}(\.\d+)?$/.test(seconds)) {
   console.error("Usage: wait.ts [PROJECT [SECONDS]]");
   Deno.exit(2);
 }

@@ -165,7 +165,7 @@ const USAGE = {
 
 Deno.test("a wrong call gets one line of usage", async () => {
   const calls: [Example, ...string[]][] = [["cache"], ["cache", "no-url"]];
-  calls.push(["run"], ["run", "."], ["run", "--wait"]);
+  calls.push(["run"], ["run", "."], ["run", "--wait"], ["wait", "--help"]);
   calls.push(["run", "--wait", "1", "."]);
   for (const seconds of ["soon", "", "-1", "1e9", "9999999"]) {
     calls.push(["run", "--wait", seconds, ".", "x"], ["wait", ".", seconds]);
