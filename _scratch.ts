@@ -26,7 +26,7 @@ export interface Scratch {
 
 /**
  * Creates scratch: at `path`, after deleting what exists there, or else at a
- * reserved path in `root`. Sweeps what crashes left in `root` and in its parent.
+ * reserved path in `root`. Sweeps crash leftovers in `root` and beside `path`.
  */
 export async function createScratch(
   root: string,
@@ -123,7 +123,7 @@ function place(own: string, path: string, swept: Promise<unknown>): Scratch {
   };
 }
 
-/** What must be deleted at `aside`, or else return to `path`. */
+/** A tree to delete at `aside`, or else to return to `path`. */
 interface Tree {
   readonly aside: string;
   readonly path: string;
@@ -244,8 +244,8 @@ const NO_LOCKS = new Set<string | undefined>(
 );
 
 /**
- * Whether the scratch has been unchanged for an hour; used where directories
- * have no locks.
+ * Whether scratch has had no new entry for an hour; used where directories have
+ * no locks.
  */
 function isOld(path: string): boolean {
   const { ctime } = Deno.lstatSync(path);

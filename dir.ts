@@ -125,8 +125,8 @@ let construct: (project: string) => Dir;
  * - a name that contains a NUL
  * - `cog.lock`, in upper or lower case, and names below it
  * - a name with a part of the form `.scratch-UUID`
- * - on Windows, a name with a part that contains a colon, or `~` and a digit, or
- *   that ends in a dot or a space, or that is a device such as `nul.txt`
+ * - on Windows, a name with a part that contains a colon or `~` before a
+ *   digit, ends in a dot or a space, or is a device such as `nul.txt`
  *
  * @example Usage
  * ```ts
@@ -244,7 +244,7 @@ export class Dir implements AsyncDisposable {
    *
    * Closing removes only the directory that was created here, never one that
    * somebody has put in its place. `Deno.exit()` and the normal end of the script
-   * remove it too. A signal, or an uncaught error outside `await using`, leaves
+   * do the same. A signal, or an uncaught error outside `await using`, leaves
    * it. Any later `tempPath` in the same `.cog/` then sweeps nameless scratch, and
    * only one of the same name deletes named scratch.
    *
@@ -429,13 +429,13 @@ export class Dir implements AsyncDisposable {
   }
 
   /**
-   * Removes scratch, runs the cleanups of {@linkcode Dir.defer}, and then releases
+   * Removes scratch and runs the cleanups of {@linkcode Dir.defer}, then releases
    * the lock.
    *
-   * Waits of this handle for the lock reject. Every call has the same outcome.
+   * A pending {@linkcode Dir.lock} rejects. Every call has the same outcome.
    *
-   * Requires `--allow-read` and `--allow-write` for the project if there is
-   * scratch to remove.
+   * Requires `--allow-read` and `--allow-write` for the project if any
+   * scratch exists.
    *
    * @throws The error of a cleanup that failed. If several fail, a
    * {@linkcode SuppressedError} that holds them all.

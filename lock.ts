@@ -26,7 +26,7 @@ export interface LockOptions {
   /**
    * The signal that abandons the wait.
    *
-   * An abandoned wait leaves nothing behind, and the script can exit.
+   * An aborted wait leaves nothing behind, and the script can exit.
    *
    * The operating system wakes a waiter without a signal as soon as the lock is
    * free. Nothing can cancel that wait, so a waiter with a signal polls: it tries
@@ -66,7 +66,7 @@ export interface Release extends Disposable {
  * Callers in one thread, which is the main program or a worker, get the lock in
  * the order in which they asked. The operating system decides between threads
  * and processes. A thread that has held the lock for 100 ms without a gap leaves
- * it free for about 10 ms before its next caller gets it, for other programs.
+ * it free to other programs for about 10 ms before its next caller gets it.
  *
  * If the lock file is deleted or replaced during the wait, the lock is on the
  * new file. Do not delete the file while somebody holds the lock: the next
@@ -133,7 +133,7 @@ export async function lock(
 /**
  * Acquires the exclusive lock on a file if it is free, and never waits.
  *
- * Unlike {@linkcode lock}, it never leaves the lock free for other programs.
+ * Unlike {@linkcode lock}, it never gives way to other programs.
  *
  * Requires the permissions of {@linkcode lock}.
  *
@@ -216,8 +216,8 @@ interface Waiter extends PromiseWithResolvers<Release>, LockOptions {}
 const queues = new Map<string, Queue>();
 
 /**
- * All callers of this thread who want the lock on one path. The wait belongs to
- * the queue: it asks once, and whoever is first when the lock comes gets it.
+ * All callers of this thread who want the lock on one path. The wait belongs
+ * to the queue, which gives the lock to the first.
  */
 class Queue {
   readonly #path: string;
@@ -227,7 +227,7 @@ class Queue {
   readonly #turns = this.#waiters.values();
   /** The waiters without a signal, after their `onWait`. */
   readonly #patient = new Set<Waiter>();
-  /** Ends the pause, if there is one. */
+  /** Ends the pause, if any. */
   #wake = () => {};
   #gaveWay: Promise<void> | undefined;
 
@@ -331,7 +331,7 @@ class Queue {
     }
   }
 
-  /** Ends early if woken, since there is something new to look at. */
+  /** Ends early if woken, since something has changed. */
   async #pause(ms: number): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
     this.#wake = resolve;

@@ -20,7 +20,7 @@ export function local(path: string): string {
 
 /**
  * Another process. At the end of the block its input ends, and it is awaited. A
- * test kills a process that goes on regardless.
+ * test must kill one that goes on regardless.
  */
 export class Peer implements AsyncDisposable {
   readonly #process: Deno.ChildProcess;
@@ -87,7 +87,7 @@ export class Peer implements AsyncDisposable {
 }
 
 /**
- * A second Deno that runs `code`, by the command `under` if there is one. The
+ * A second Deno that runs `code`, by the command `under`, if any. The
  * code can use the library, `args`, and `heard`, which waits for
  * {@linkcode Peer.go}.
  */
