@@ -2,7 +2,7 @@
  * An error of the same class and `code`. Its message begins with what was tried,
  * and its cause is the original.
  */
-export function explained(tried: string, error: unknown): Error {
+export function explain(tried: string, error: unknown): Error {
   const { constructor, message, code } = error as Error & { code?: string };
   const explained = new (constructor as ErrorConstructor)(
     `${tried}: ${message}`,

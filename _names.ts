@@ -10,7 +10,7 @@ const ALIAS =
   /:|~\d|[. ]$|^(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[\d¹²³]) *(\.|$)/i;
 
 /** Why a name inside `.cog/` is refused, or `undefined`. */
-export function refusal(name: string, windows: boolean): string | undefined {
+export function objection(name: string, windows: boolean): string | undefined {
   const path = windows ? windowsNormalize(name) : posixNormalize(name);
   const separator = windows ? "\\" : "/";
   const parts = path.split(separator).filter((part) => part && part !== ".");

@@ -1,28 +1,58 @@
 // The entry points of `@std/path` for every system read `globalThis.process`.
 // Deno then loads `node:process`, which takes most of the start-up time.
+import { dirname as posixDirname } from "@std/path/posix/dirname";
 import { fromFileUrl as posixFromFileUrl } from "@std/path/posix/from-file-url";
 import { isAbsolute as posixIsAbsolute } from "@std/path/posix/is-absolute";
-import { resolve as posixResolve } from "@std/path/posix/resolve";
+import { normalize as posixNormalize } from "@std/path/posix/normalize";
+import { dirname as windowsDirname } from "@std/path/windows/dirname";
 import { fromFileUrl as windowsFromFileUrl } from "@std/path/windows/from-file-url";
 import { isAbsolute as windowsIsAbsolute } from "@std/path/windows/is-absolute";
 import { resolve as windowsResolve } from "@std/path/windows/resolve";
+import { explain } from "./_error.ts";
 
 export const WINDOWS = Deno.build.os === "windows";
 
 const fromFileUrl = WINDOWS ? windowsFromFileUrl : posixFromFileUrl;
 const isAbsolute = WINDOWS ? windowsIsAbsolute : posixIsAbsolute;
 
-/** Joins parts, of which the first is absolute. */
-export const resolve = WINDOWS ? windowsResolve : posixResolve;
+/** The directory that contains what is at an absolute path. */
+export const parentOf = WINDOWS ? windowsDirname : posixDirname;
 
-/** The parts that resolving takes out of an absolute POSIX path. */
-const REDUNDANT = /\/\.{0,2}(\/|$)/;
-
-/** The absolute path of a path or a file URL. */
+/**
+ * The absolute path of a path or a file URL, in the words of the system. Only
+ * Windows resolves `..` in the text. Elsewhere `link/..` is the directory that
+ * contains the target of the link, so it stays.
+ */
 export function toPath(path: string | URL): string {
   const local = path instanceof URL ? fromFileUrl(path) : path;
-  // Without an absolute part, `resolve` reads `globalThis.process` too.
-  if (!isAbsolute(local)) return resolve(Deno.cwd(), local);
-  // A free lock would take a tenth longer if it resolved every path.
-  return WINDOWS || REDUNDANT.test(local) ? resolve(local) : local;
+  return isAbsolute(local) ? tidy(local) : join(workingDirectory(local), local);
+}
+
+/** The path of what has the relative name in a directory. */
+export function joinName(directory: string, name: string): string {
+  return join(directory, WINDOWS ? name : posixNormalize(name));
+}
+
+function join(directory: string, path: string): string {
+  return WINDOWS
+    ? windowsResolve(directory, path)
+    : tidy(`${directory}/${path}`);
+}
+
+/** Leaves out `.` and empty parts, and on Windows also resolves `..`. */
+function tidy(path: string): string {
+  return WINDOWS
+    ? windowsResolve(path)
+    : path.replace(/(\/\.?)+(?=\/|$)/g, "") || "/";
+}
+
+function workingDirectory(path: string): string {
+  try {
+    return Deno.cwd();
+  } catch (error) {
+    const advice = error instanceof Deno.errors.NotFound
+      ? ": the working directory is missing; use an absolute path"
+      : "";
+    throw explain(`Cannot resolve "${path}"${advice}`, error);
+  }
 }

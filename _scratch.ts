@@ -1,7 +1,7 @@
 import { delay } from "@std/async/delay";
-import { explained, isGone, quietly } from "./_error.ts";
+import { explain, isGone, quietly } from "./_error.ts";
 import { isSame } from "./_identity.ts";
-import { resolve, WINDOWS } from "./_path.ts";
+import { joinName, parentOf, WINDOWS } from "./_path.ts";
 
 const RECURSIVE = { recursive: true };
 
@@ -14,7 +14,7 @@ export function isReserved(name: string): boolean {
 
 /** A path in `parent` that nobody else uses. */
 function reserve(parent: string): string {
-  return resolve(parent, `.scratch-${crypto.randomUUID()}`);
+  return joinName(parent, `.scratch-${crypto.randomUUID()}`);
 }
 
 /** An empty directory with one owner. */
@@ -32,7 +32,7 @@ export async function createScratch(
   root: string,
   path?: string,
 ): Promise<Scratch> {
-  const parent = path === undefined ? root : resolve(path, "..");
+  const parent = path === undefined ? root : parentOf(path);
   const swept = Promise.all([...new Set([root, parent])].map(sweep));
   try {
     for (let tries = 1;; tries++) {
@@ -51,13 +51,13 @@ export async function createScratch(
     }
   } catch (error) {
     await swept;
-    throw explained(`Cannot create scratch ${path ?? `in ${root}`}`, error);
+    throw explain(`Cannot create scratch ${path ?? `in ${root}`}`, error);
   }
 }
 
 /** Moves what exists at the path aside in one step, then deletes it. */
 async function wipe(path: string): Promise<void> {
-  const aside = moveAside(path, reserve(resolve(path, "..")));
+  const aside = moveAside(path, reserve(parentOf(path)));
   if (aside) await deleteTree({ aside, path });
 }
 
@@ -114,7 +114,7 @@ function place(own: string, path: string, swept: Promise<unknown>): Scratch {
         const tree = withdraw();
         if (tree) await deleteTree(tree);
       } catch (error) {
-        throw explained(`Cannot remove ${path}`, error);
+        throw explain(`Cannot remove ${path}`, error);
       } finally {
         handle?.[Symbol.dispose]();
         forget(path, withdraw);
@@ -166,7 +166,7 @@ export function ownTree(path: string): () => Promise<void> {
     try {
       await deleteTree(tree);
     } catch (error) {
-      throw explained(`Cannot remove ${path}`, error);
+      throw explain(`Cannot remove ${path}`, error);
     }
   };
 }
@@ -208,7 +208,7 @@ function moveAside(path: string, aside: string): string | undefined {
 async function sweep(parent: string): Promise<void> {
   const entries = await Array.fromAsync(Deno.readDir(parent)).catch(() => []);
   for (const { name, isDirectory, isFile, isSymlink } of entries) {
-    const path = resolve(parent, name);
+    const path = joinName(parent, name);
     if (!isReserved(name) || exits.has(path)) continue;
     try {
       using handle = isDirectory ? openDirectory(path) : undefined;

@@ -14,11 +14,12 @@
  */
 
 import { ensureDirSync } from "@std/fs/ensure-dir";
-import { explained, quietly } from "./_error.ts";
-import { LOCK_NAME, refusal } from "./_names.ts";
-import { resolve, toPath, WINDOWS } from "./_path.ts";
+import { explain, quietly } from "./_error.ts";
+import { acquire, releaseOf, tryAcquire } from "./_lock/mutex.ts";
+import { LOCK_NAME, objection } from "./_names.ts";
+import { joinName, parentOf, toPath, WINDOWS } from "./_path.ts";
 import { createScratch, ownTree } from "./_scratch.ts";
-import { lock, type LockOptions, type Release, tryLock } from "./lock.ts";
+import type { LockOptions, Release } from "./lock.ts";
 
 /** The name of the state directory inside a project. */
 export const NAME = ".cog";
@@ -34,11 +35,14 @@ export const NAME = ".cog";
  * target of a symbolic link.
  *
  * @param projectDir The project. A relative path is resolved once, from the
- * current working directory.
+ * current working directory. A path with `..` becomes the real path, if Deno may
+ * read that.
  * @returns The handle. Close it, best with `await using`.
  *
  * @throws {TypeError} If `projectDir` is a URL that is not a `file:` URL, or
  * contains a NUL.
+ * @throws {Deno.errors.NotFound} If `projectDir` is relative, and the working
+ * directory was deleted.
  * @throws {Deno.errors.AlreadyExists} If `.cog` exists and is not a directory.
  * @throws {Deno.errors.NotADirectory} If the project, or a parent of it, is a
  * file. On Windows, a platform-specific error.
@@ -60,7 +64,7 @@ export const NAME = ".cog";
 export async function open(projectDir: string | URL): Promise<Dir> {
   const project = toPath(projectDir);
   createRoot(project);
-  return construct(project);
+  return construct(readable(project));
 }
 
 /**
@@ -147,9 +151,7 @@ export class Dir implements AsyncDisposable {
 
   readonly #cleanups = new AsyncDisposableStack();
   readonly #closing = new AbortController();
-  readonly #waits = new Set<(reason: Error) => void>();
   #closed: Promise<void> | undefined;
-  #held: Release | undefined;
 
   static {
     construct = (project) => new Dir(project);
@@ -158,8 +160,9 @@ export class Dir implements AsyncDisposable {
   /** @ignore */
   private constructor(project: string) {
     this.projectDir = project;
-    this.root = resolve(project, NAME);
-    this.#cleanups.defer(() => this.#held?.()); // runs last
+    this.root = joinName(project, NAME);
+    // Runs last.
+    this.#cleanups.defer(() => releaseOf(this.#closing.signal, this.#lockFile));
   }
 
   /**
@@ -226,7 +229,7 @@ export class Dir implements AsyncDisposable {
   async filePath(name: string): Promise<string> {
     const path = this.#resolveBelow("create the parent of a file", name);
     createRoot(this.projectDir);
-    createPath(resolve(path, ".."));
+    createPath(parentOf(path));
     return path;
   }
 
@@ -357,8 +360,8 @@ export class Dir implements AsyncDisposable {
    * @param options The signal that abandons the wait, and a function to announce it.
    * @returns The release. Closing this handle releases the lock too.
    *
-   * @throws {Deno.errors.BadResource} If this handle is closed, or closes during
-   * the wait.
+   * @throws {Deno.errors.BadResource} If this handle is closed, or closes before
+   * the lock is acquired.
    * @throws {Deno.errors.NotFound} If `.cog/` was deleted.
    * @throws {Deno.errors.PermissionDenied} If the user may not open the lock
    * file.
@@ -376,29 +379,8 @@ export class Dir implements AsyncDisposable {
    * });
    * ```
    */
-  async lock(options: LockOptions = {}): Promise<Release> {
-    this.#assertOpen("lock");
-    const { signal, onWait } = options;
-    const acquired = lock(this.#lockFile, {
-      signal: signal && AbortSignal.any([signal, this.#closing.signal]),
-      onWait: () => {
-        this.#assertOpen("lock");
-        onWait?.();
-        this.#assertOpen("lock");
-      },
-    });
-    const closed = Promise.withResolvers<never>();
-    this.#waits.add(closed.reject);
-    try {
-      const release = await Promise.race([acquired, closed.promise]);
-      signal?.throwIfAborted();
-      return this.#hold(release);
-    } catch (error) {
-      acquired.then((release) => release(), () => {});
-      throw error;
-    } finally {
-      this.#waits.delete(closed.reject);
-    }
+  lock(options: LockOptions = {}): Promise<Release> {
+    return acquire(this.#lockFile, options, this.#closing.signal);
   }
 
   /**
@@ -422,10 +404,8 @@ export class Dir implements AsyncDisposable {
    * assertEquals(await cog.tryLock(), null);
    * ```
    */
-  async tryLock(): Promise<Release | null> {
-    this.#assertOpen("lock");
-    const release = await tryLock(this.#lockFile);
-    return release && this.#hold(release);
+  tryLock(): Promise<Release | null> {
+    return tryAcquire(this.#lockFile, this.#closing.signal);
   }
 
   /**
@@ -458,40 +438,31 @@ export class Dir implements AsyncDisposable {
   }
 
   async #close(): Promise<void> {
-    const reason = this.#closedError("lock");
-    this.#closing.abort(reason);
-    for (const abandon of this.#waits) abandon(reason);
+    this.#closing.abort(
+      new Deno.errors.BadResource(
+        `Cannot lock in ${this.root}: the handle closed before the lock was ` +
+          `granted; is an \`await\` missing before lock()?`,
+      ),
+    );
     await null; // a cleanup that calls close again gets this same promise
     await this.#cleanups.disposeAsync();
   }
 
   #assertOpen(tried: string): void {
-    if (this.#closing.signal.aborted) throw this.#closedError(tried);
-  }
-
-  #closedError(tried: string): Error {
-    return new Deno.errors.BadResource(
+    if (!this.#closing.signal.aborted) return;
+    throw new Deno.errors.BadResource(
       `Cannot ${tried} in ${this.root}: the handle is closed; open another`,
     );
   }
 
   get #lockFile(): string {
-    return resolve(this.root, LOCK_NAME);
-  }
-
-  /** Has close release the lock, or releases it if close has begun. */
-  #hold(release: Release): Release {
-    if (this.#closing.signal.aborted) {
-      release();
-      throw this.#closedError("lock");
-    }
-    return this.#held = release;
+    return joinName(this.root, LOCK_NAME);
   }
 
   #resolve(tried: string, name: string): string {
     this.#assertOpen(tried);
-    const reason = refusal(name, WINDOWS);
-    if (reason === undefined) return resolve(this.root, name);
+    const reason = objection(name, WINDOWS);
+    if (reason === undefined) return joinName(this.root, name);
     throw new TypeError(
       `Cannot ${tried} in ${this.root}: the name "${name}" ${reason}`,
     );
@@ -510,7 +481,7 @@ function createTempProject(): string {
   try {
     return toPath(Deno.makeTempDirSync({ prefix: "cog-" }));
   } catch (error) {
-    throw explained(`Cannot create a directory in ${tempDir()}`, error);
+    throw explain(`Cannot create a directory in ${tempDir()}`, error);
   }
 }
 
@@ -522,24 +493,30 @@ function tempDir(): string {
   return path ?? `the system's temporary directory (see ${variable})`;
 }
 
+/** The path without `..`, if Deno may look it up. */
+function readable(path: string): string {
+  if (!path.split("/").includes("..")) return path;
+  return quietly(() => Deno.realPathSync(path)) ?? path;
+}
+
 function createRoot(project: string): void {
-  const root = resolve(project, NAME);
+  const root = joinName(project, NAME);
   const isThere = () => quietly(() => Deno.statSync(root))?.isDirectory;
   if (isThere()) return;
   try {
     createDirectory(root, project);
   } catch (error) {
     if (isThere()) return; // by now
-    throw explained(`Cannot create ${root}`, error);
+    throw explain(`Cannot create ${root}`, error);
   }
-  const ignore = resolve(root, ".gitignore");
+  const ignore = joinName(root, ".gitignore");
   try {
     Deno.writeTextFileSync(ignore, "*\n", { createNew: true });
   } catch (error) {
     if (error instanceof Deno.errors.AlreadyExists) return;
     quietly(() => Deno.removeSync(ignore));
     quietly(() => Deno.removeSync(root));
-    throw explained(`Cannot write ${ignore}`, error);
+    throw explain(`Cannot write ${ignore}`, error);
   }
 }
 
@@ -559,12 +536,12 @@ function createPath(path: string): string {
     Deno.mkdirSync(path, { recursive: true });
     return path;
   } catch (error) {
-    throw explained(`Cannot create ${path}`, error);
+    throw explain(`Cannot create ${path}`, error);
   }
 }
 
 function refuseLinks(root: string, path: string): void {
-  let parent = resolve(path, "..");
+  let parent = parentOf(path);
   while (parent !== root) {
     if (quietly(() => Deno.lstatSync(parent))?.isSymlink) {
       throw new Deno.errors.NotADirectory(
@@ -572,6 +549,6 @@ function refuseLinks(root: string, path: string): void {
           `use a name that does not lead through one`,
       );
     }
-    parent = resolve(parent, "..");
+    parent = parentOf(parent);
   }
 }

@@ -12,7 +12,6 @@ import {
   CAN_MOUNT,
   countWaits,
   exists,
-  flock,
   has,
   HAS_PROC,
   isFree,
@@ -52,18 +51,6 @@ Deno.test("open() leaves what exists, and close does too", async () => {
   await cog.close();
   assertEquals(names(resolve(dir.path, ".cog")), ["cache", "made"]);
   assertEquals(Deno.readTextFileSync(kept), "kept");
-});
-
-Deno.test("open() takes a file URL with percent-escapes", async () => {
-  using dir = scene();
-  await using cog = await open(new URL(`file://${dir.path}/a%20%C3%A9%25`));
-  assertEquals(cog.projectDir, resolve(dir.path, "a é%"));
-  assertEquals(exists(resolve(dir.path, "a é%", ".cog")), true);
-});
-
-Deno.test("open() refuses a URL that is not a file, and a NUL", async () => {
-  await assertRejects(() => open(new URL("https://example.com/")), TypeError);
-  await assertRejects(() => open("a\0b"), TypeError);
 });
 
 Deno.test("open() hides a new .cog from git, and leaves others as they are", async () => {
@@ -180,24 +167,6 @@ Deno.test("open() that cannot write all of .gitignore leaves nothing", async () 
   const ignore = resolve(dir.path, ".cog", ".gitignore");
   await assertRejects(() => open(dir.path), Error, `Cannot write ${ignore}`);
   assertEquals(names(dir.path), []);
-});
-
-Deno.test("open() keeps its paths when the working directory changes", async () => {
-  using dir = scene();
-  const root = resolve(dir.path, ".cog");
-  const code = `
-    Deno.chdir(args[0]);
-    await using cog = await open(".");
-    Deno.mkdirSync("other");
-    Deno.chdir("other");
-    await cog.path("made");
-    using _lock = await cog.lock();
-    console.log(cog.root, cog.projectDir);`;
-  await using child = script(code, [dir.path]);
-  assertEquals(await child.line(), `${root} ${dir.path}`);
-  await child.ended();
-  assertEquals(names(dir.path), [".cog", "other"]);
-  assertEquals(names(root).includes("made"), true);
 });
 
 // openTemp()
@@ -401,9 +370,9 @@ Deno.test("Dir keeps ten thousand random names inside, and what is around untouc
   for (const it of sentinels) assertEquals(Deno.readTextFileSync(it), "here");
 });
 
-// lock() and tryLock()
+// Dir.lock() and Dir.tryLock()
 
-Deno.test("lock() excludes every other handle on the project, tryLock() says so", async () => {
+Deno.test("Dir.lock() excludes every other handle on the project, tryLock() says so", async () => {
   await using cog = await openTemp();
   await using other = await open(cog.projectDir);
   const release = await cog.lock();
@@ -419,34 +388,31 @@ Deno.test("lock() excludes every other handle on the project, tryLock() says so"
   assertEquals(Deno.statSync(resolve(cog.root, "cog.lock")).size, 0);
 });
 
-Deno.test("lock() excludes flock(1)", { ignore: !has("flock") }, async () => {
-  await using cog = await openTemp();
-  await using holder = flock(resolve(cog.root, "cog.lock"));
-  await holder.line();
-  assertEquals(await cog.tryLock(), null);
-  await holder.go();
-  (await soon(cog.lock()))();
-});
-
-Deno.test("lock() rejects with the signal's reason, though the lock may be free", async () => {
-  await using cog = await openTemp();
-  for (const abort of [queueMicrotask, (abort: () => void) => abort()]) {
-    const controller = new AbortController();
-    const abandoned = cog.lock(controller);
-    abort(() => controller.abort("reason"));
-    assertEquals(await abandoned.catch((reason) => reason), "reason");
-    (await cog.tryLock())!();
+for (const acquire of ["lock()", "Dir.lock()"]) {
+  for (const isFree of [true, false]) {
+    Deno.test(`${acquire} of a ${isFree ? "free" : "held"} lock rejects exactly if it is aborted before it settles`, async () => {
+      await using cog = await openTemp();
+      const path = resolve(cog.root, "cog.lock");
+      for (let microtasks = 0; microtasks < 12; microtasks++) {
+        const holder = isFree ? undefined : await cog.lock();
+        const controller = new AbortController();
+        const acquired = acquire === "lock()"
+          ? lock(path, controller)
+          : cog.lock(controller);
+        holder?.();
+        for (let i = 0; i < microtasks; i++) await null;
+        const isPending = Deno.inspect(acquired).includes("<pending>");
+        controller.abort("reason");
+        const settled = await acquired.catch((reason) => reason);
+        assertEquals(settled === "reason", isPending);
+        if (!isPending) settled();
+        (await cog.tryLock())!();
+      }
+    });
   }
-  using _lock = await cog.lock();
-  const controller = new AbortController();
-  const waiter = cog.lock(controller);
-  controller.abort("reason");
-  assertEquals(await waiter.catch((reason) => reason), "reason");
-  const aborted = cog.lock({ signal: AbortSignal.abort("at once") });
-  assertEquals(await aborted.catch((reason) => reason), "at once");
-});
+}
 
-Deno.test("lock() keeps the order in which handles and lock() of the file ask", async () => {
+Deno.test("Dir.lock() keeps the order in which handles and lock() of the file ask", async () => {
   await using cog = await openTemp();
   await using other = await open(cog.projectDir);
   const release = await cog.lock();
@@ -467,7 +433,7 @@ Deno.test("lock() keeps the order in which handles and lock() of the file ask", 
   assertEquals(order, [0, 1, 2, 3, 4]);
 });
 
-Deno.test("lock() leaves nothing attached to its signal: a script ends at once", async () => {
+Deno.test("Dir.lock() leaves nothing attached to its signal: a script ends at once", async () => {
   using dir = scene();
   const code = `
     const cog = await open(args[0]);
@@ -494,7 +460,7 @@ Deno.test("lock() leaves nothing attached to its signal: a script ends at once",
   assertEquals((await child.ended()).code, 0);
 });
 
-Deno.test("lock() keeps nothing of earlier locks on its handle", async () => {
+Deno.test("Dir.lock() keeps nothing of earlier locks on its handle", async () => {
   const code = `
     await using cog = await openTemp();
     const { signal } = new AbortController();
@@ -512,7 +478,7 @@ Deno.test("lock() keeps nothing of earlier locks on its handle", async () => {
   assertEquals(await child.line(), "true");
 });
 
-Deno.test("lock() and tryLock() say it if .cog was deleted", async () => {
+Deno.test("Dir.lock() and Dir.tryLock() say it if .cog was deleted", async () => {
   await using cog = await openTemp();
   Deno.removeSync(cog.root, { recursive: true });
   await assertRejects(() => cog.lock(), NotFound, cog.root);
@@ -611,7 +577,7 @@ Deno.test("close() has every later call refused, and nothing created", async () 
 for (const holder of ["this", "another"]) {
   for (const signal of [undefined, new AbortController().signal]) {
     const how = signal ? "with" : "without";
-    Deno.test(`lock() ${how} a signal behind ${holder} process rejects when its handle closes, and holds nothing later`, async () => {
+    Deno.test(`Dir.lock() ${how} a signal behind ${holder} process rejects when its handle closes, and holds nothing later`, async () => {
       await using outer = await openTemp();
       const path = resolve(outer.root, "cog.lock");
       await using stack = new AsyncDisposableStack();
@@ -640,7 +606,7 @@ for (const holder of ["this", "another"]) {
   }
 }
 
-Deno.test("lock() whose handle closes keeps its place in the operating system until that wait ends", async () => {
+Deno.test("Dir.lock() whose handle closes keeps its place in the operating system until that wait ends", async () => {
   await using outer = await openTemp();
   using waits = countWaits();
   await using stack = new AsyncDisposableStack();
@@ -668,7 +634,42 @@ Deno.test("lock() whose handle closes keeps its place in the operating system un
   for (const { path } of all) await until(() => isFree(path));
 });
 
-Deno.test("lock() does not call onWait after its handle has closed", async () => {
+Deno.test("Dir.lock() of a thousand handles that close leaves no place in the queue", async () => {
+  await using outer = await openTemp();
+  const release = await outer.lock();
+  const cogs = await Promise.all(
+    Array.from({ length: 1000 }, () => open(outer.projectDir)),
+  );
+  const waiters = cogs.map((cog) =>
+    assertRejects(() => cog.lock(), BadResource)
+  );
+  await delay(0);
+  for (const cog of cogs) cog.close();
+  release();
+  (await outer.tryLock())!();
+  await Promise.all(waiters);
+});
+
+Deno.test("Dir.lock() joins the wait in the system that a closed handle left behind", async () => {
+  await using outer = await openTemp();
+  await using holder = stranger(resolve(outer.root, "cog.lock"));
+  await holder.line();
+  using waits = countWaits();
+  const cog = await open(outer.projectDir);
+  const message = "closed before the lock was granted; is an `await` missing";
+  const waiter = assertRejects(() => cog.lock(), BadResource, message);
+  await until(() => waits.count === 1);
+  await cog.close();
+  await waiter;
+  const next = [outer.lock(), outer.lock()];
+  await delay(0);
+  assertEquals(waits.count, 1);
+  await holder.go();
+  for (const it of next) (await soon(it))();
+  assertEquals(waits.count, 1);
+});
+
+Deno.test("Dir.lock() does not call onWait after its handle has closed", async () => {
   await using outer = await openTemp();
   using _lock = await outer.lock();
   const cog = await open(outer.projectDir);
@@ -681,7 +682,7 @@ Deno.test("lock() does not call onWait after its handle has closed", async () =>
   assertEquals(calls, 0);
 });
 
-Deno.test("lock() whose own onWait closes its handle does not wait in the operating system", async () => {
+Deno.test("Dir.lock() whose own onWait closes its handle does not wait in the operating system", async () => {
   await using outer = await openTemp();
   const path = resolve(outer.root, "cog.lock");
   using holder = Deno.openSync(path, { write: true, create: true });
@@ -705,7 +706,7 @@ Deno.test("close() of an openTemp() that holds the lock, with waiters behind it,
   }
 });
 
-Deno.test("lock() and tryLock() that are granted just as their handle closes hold nothing", async () => {
+Deno.test("Dir.lock() and Dir.tryLock() that are granted just as their handle closes hold nothing", async () => {
   await using outer = await openTemp();
   for (const method of ["lock", "tryLock"] as const) {
     const cog = await open(outer.projectDir);
@@ -749,7 +750,7 @@ for (const granted of ["the project", "no more than .cog"]) {
   });
 }
 
-Deno.test("lock() behind a symbolic link needs permission for the target", {
+Deno.test("Dir.lock() behind a symbolic link needs permission for the target", {
   ignore: !CAN_LINK || WINDOWS,
 }, async () => {
   using dir = scene();

@@ -3,6 +3,7 @@ import { assertEquals } from "@std/assert/equals";
 import { assertRejects } from "@std/assert/rejects";
 import { delay } from "@std/async/delay";
 import { resolve } from "@std/path/resolve";
+import { clock } from "../_lock/clock.ts";
 import { lock, type LockOptions, type Release, tryLock } from "../lock.ts";
 import {
   blocked,
@@ -32,6 +33,7 @@ import {
 } from "./support.ts";
 
 const { IsADirectory, NotADirectory, NotFound, PermissionDenied } = Deno.errors;
+const LINKS = { ignore: !CAN_LINK || WINDOWS };
 const LINUX = { ignore: !HAS_PROC };
 const MOUNTS = { ignore: !CAN_MOUNT };
 const STRACE = { ignore: !HAS_STRACE };
@@ -76,23 +78,33 @@ const throwing = () => {
 /** The latest time that any test has seen, since no clock goes back. */
 let latest = 0;
 
-/** A clock that only the pauses of this process move, and what they are. */
+/** A clock that only the pauses of this process move on, and what they are. */
 function fakeTime(onPause = () => {}) {
   const stack = new DisposableStack();
   const pauses: number[] = [];
-  const now = Math.ceil(Math.max(latest, performance.now()));
+  const now = Math.ceil(Math.max(latest, clock.now())) + 10_000;
   const time = { now, pauses, [Symbol.dispose]: () => stack.dispose() };
   stack.defer(() => latest = time.now);
-  const { setTimeout } = globalThis;
-  const pause = (handler: () => void, ms: number) => {
+  stack.use(replace(clock, "now", () => time.now += 0.001)); // it never stands
+  stack.use(replace(clock, "setTimeout", (end, ms) => {
     pauses.push(Math.trunc(ms)); // as the real one does
     time.now += pauses.at(-1)!;
     onPause();
-    return setTimeout(handler);
-  };
-  stack.use(replace(performance, "now", () => time.now));
-  stack.use(replace(globalThis, "setTimeout", pause as typeof setTimeout));
+    return setTimeout(end);
+  }));
   return time;
+}
+
+/** Ends no pause, so that only events wake a waiter, to the end of the block. */
+function endlessPauses() {
+  const timers = new Set<() => void>();
+  const stack = new DisposableStack();
+  const set = (end: () => void) => (timers.add(end), end as never);
+  stack.use(replace(clock, "setTimeout", set));
+  stack.use(
+    replace(clock, "clearTimeout", (end) => timers.delete(end as never)),
+  );
+  return { timers, [Symbol.dispose]: () => stack.dispose() };
 }
 
 /** Makes Deno find something else about the file at each path. */
@@ -123,35 +135,6 @@ Deno.test("lock() obeys the umask", UNIX, async () => {
   await using child = script(code, [dir.file]);
   assertEquals((await child.ended()).code, 0);
   assertEquals(Deno.statSync(dir.file).mode! & 0o777, 0o664);
-});
-
-Deno.test("lock() takes a file URL with percent-escapes", async () => {
-  using dir = scene();
-  using _lock = await lock(new URL(`file://${dir.path}/a%20%C3%A9%25.lock`));
-  assertEquals(isFree(resolve(dir.path, "a é%.lock")), false);
-});
-
-Deno.test("lock() and tryLock() refuse a URL that is not a file", async () => {
-  const url = new URL("https://example.com/x");
-  await assertRejects(() => lock(url), TypeError);
-  await assertRejects(() => tryLock(url), TypeError);
-});
-
-Deno.test("lock() takes a relative path from the working directory of the call", async () => {
-  using dir = scene();
-  const code = `
-    Deno.chdir(args[0]);
-    const release = await lock("x.lock");
-    const waiter = lock("./x.lock");
-    Deno.mkdirSync("other");
-    Deno.chdir("other");
-    release();
-    await waiter;
-    console.log([...Deno.readDirSync(".")].length);
-    await heard();`;
-  await using child = script(code, [dir.path]);
-  assertEquals(await child.line(), "0");
-  assertEquals(isFree(dir.file), false);
 });
 
 // onWait
@@ -185,6 +168,38 @@ Deno.test("lock() rejects with what onWait throws, and lets the next one in", as
   const next = lock(dir.file);
   release();
   (await soon(next))();
+});
+
+Deno.test("lock() whose onWait releases the lock and throws rejects, and leaves it free", async () => {
+  using dir = scene();
+  const release = await lock(dir.file);
+  const onWait = () => {
+    release(); // which grants the lock to this very call
+    throwing();
+  };
+  await assertRejects(() => lock(dir.file, { onWait }), RangeError);
+  (await tryLock(dir.file))!();
+});
+
+Deno.test("lock() reads each option once, and calls onWait without this", async () => {
+  using dir = scene();
+  const release = await lock(dir.file);
+  const seen: unknown[] = [];
+  const options = {
+    get signal() {
+      seen.push("signal");
+      return undefined;
+    },
+    get onWait() {
+      seen.push("onWait");
+      return function (this: unknown) {
+        seen.push(this);
+        release();
+      };
+    },
+  };
+  (await lock(dir.file, options))();
+  assertEquals(seen, ["signal", "onWait", undefined]);
 });
 
 Deno.test("lock() whose onWait throws leaves no wait", async () => {
@@ -233,12 +248,26 @@ Deno.test("lock() with an aborted signal rejects with its reason, and touches no
   assertEquals(exists(dir.file), false);
 });
 
-Deno.test("lock() rejects if its signal is aborted before it settles, though the lock is free", async () => {
+Deno.test("lock() takes a signal of a class of one's own", async () => {
   using dir = scene();
-  const controller = new AbortController();
-  const abandoned = lock(dir.file, controller);
-  controller.abort("reason");
-  assertEquals(await abandoned.catch((reason) => reason), "reason");
+  class Signal extends EventTarget implements AbortSignal {
+    aborted = false;
+    reason: unknown;
+    onabort = null;
+    throwIfAborted() {
+      if (this.aborted) throw this.reason;
+    }
+    abort(reason: unknown) {
+      Object.assign(this, { aborted: true, reason });
+      this.dispatchEvent(new Event("abort"));
+    }
+  }
+  const signal = new Signal();
+  const release = await lock(dir.file, { signal });
+  const waiter = lock(dir.file, { signal });
+  signal.abort("reason");
+  assertEquals(await waiter.catch((reason) => reason), "reason");
+  release();
   (await tryLock(dir.file))!();
 });
 
@@ -266,20 +295,14 @@ Deno.test("lock() that is abandoned leaves no handle, thread or lock behind", {
 Deno.test("lock() that is abandoned leaves no timer behind", async () => {
   using dir = scene();
   using _holder = theirs(dir.file);
+  using pauses = endlessPauses();
   const controller = new AbortController();
-  const timers = new Set<number>();
-  // So that no pause ends.
-  const set = (() => timers.add(1).size) as unknown as typeof setTimeout;
-  const clear = () => timers.clear();
-  {
-    using _set = replace(globalThis, "setTimeout", set);
-    using _clear = replace(globalThis, "clearTimeout", clear);
-    const abandoned = lock(dir.file, controller);
-    assertEquals(timers.size, 1);
-    controller.abort("reason");
-    assertEquals(await abandoned.catch((reason) => reason), "reason");
-  }
-  assertEquals(timers.size, 0);
+  const abandoned = lock(dir.file, controller);
+  assertEquals(pauses.timers.size, 1);
+  controller.abort("reason");
+  assertEquals(await abandoned.catch((reason) => reason), "reason");
+  await delay(0);
+  assertEquals(pauses.timers.size, 0);
 });
 
 Deno.test("lock() that is abandoned lets the script end while another process holds the lock", async () => {
@@ -314,20 +337,96 @@ Deno.test("lock() that has settled lets the script end before the signal's timeo
   assertEquals((await child.ended()).code, 0);
 });
 
-Deno.test("lock() with a signal asks after a fortieth of the time waited, 1 ms at least, 100 ms at most", async () => {
+Deno.test("lock() with a signal asks after half to all of a fortieth of its wait, 1 ms at least, 100 ms at most", async () => {
   using dir = scene();
   using _holder = theirs(dir.file);
+  for (const random of [0, 0.5, 1]) {
+    using _ = replace(Math, "random", () => random);
+    const controller = new AbortController();
+    using time = fakeTime(() => {
+      const pause = time.pauses.at(-1)!;
+      const waited = time.now - pause - start;
+      const longest = Math.min(waited / 40, 100) * (1 - random / 2);
+      assert(Math.abs(pause - Math.max(longest, 1)) <= 1, `${pause}`);
+      if (waited > 5000) controller.abort();
+    });
+    const start = time.now;
+    await assertRejects(() => soon(lock(dir.file, controller)), DOMException);
+  }
+});
+
+Deno.test("lock() with a signal pauses for its own wait, not for that of one who left", async () => {
+  using dir = scene();
+  using _holder = theirs(dir.file);
+  const [first, second] = [new AbortController(), new AbortController()];
+  let then = 0;
+  using time = fakeTime(() => {
+    if (then > 0) return second.abort();
+    if (time.pauses.at(-1)! < 40) return;
+    waiters.push(lock(dir.file, second));
+    then = time.pauses.length;
+    first.abort();
+  });
+  const waiters = [lock(dir.file, first)];
+  await Promise.allSettled(waiters);
+  await soon(Promise.allSettled(waiters));
+  assertEquals(time.pauses[then], 1);
+});
+
+Deno.test("lock() with a signal tries in bursts, to get in before those who wait in the system", async () => {
+  using dir = scene();
+  const holder = theirs(dir.file);
+  using time = fakeTime(() => tries = 0);
+  const { prototype } = Deno.FsFile;
+  const { tryLockSync } = prototype;
+  let tries = 0;
+  using _ = replace(prototype, "tryLockSync", function (this: Deno.FsFile) {
+    if (++tries === 5) holder.unlockSync();
+    return tryLockSync.call(this, true);
+  });
+  (await soon(lock(dir.file, { signal: endless() })))();
+  assertEquals(time.pauses, [1]);
+  holder.close();
+});
+
+Deno.test("lock() with a signal takes a two-hundredth of the thread's time for bursts, whatever it waits for", async () => {
+  using dir = scene();
+  const paths = Array.from({ length: 50 }, (_, i) => `${dir.file}${i}`);
+  const holders = paths.map(theirs);
   const controller = new AbortController();
   using time = fakeTime(() => {
-    if (time.pauses.at(-2)! >= 100) controller.abort();
+    if (time.now - start > 20_000) controller.abort();
   });
-  await assertRejects(() => soon(lock(dir.file, controller)), DOMException);
-  let waited = 0;
-  for (const pause of time.pauses) {
-    assertEquals(pause, Math.trunc(Math.min(Math.max(waited / 40, 1), 100)));
-    waited += pause;
-  }
-  assertEquals([time.pauses[0], time.pauses.at(-1)], [1, 100]);
+  const start = time.now;
+  const waiters = paths.map((path) => lock(path, controller));
+  await soon(Promise.allSettled(waiters));
+  const looked = time.now - start - time.pauses.reduce((a, b) => a + b);
+  // After the first burst of 50 ms, a hundred. The rest is looks at the clock.
+  assert(looked < 160 + 0.01 * time.pauses.length, `${looked} ms`);
+  for (const holder of holders) holder.close();
+});
+
+Deno.test("lock() waits though the global timers are replaced", async () => {
+  using dir = scene();
+  await using holder = stranger(dir.file);
+  await holder.line();
+  const code = `
+    globalThis.setTimeout = () => 0;
+    globalThis.clearTimeout = () => {};
+    performance.now = () => 0;
+    const { signal } = new AbortController();
+    const onWait = () => console.log("waiting");
+    (await lock(args[0], { signal, onWait }))();
+    const builds = [1, 2].map(async () => {
+      using _lock = await lock(args[0] + "2");
+      await new Deno.Command("sleep", { args: ["0.11"] }).output();
+    });
+    await Promise.all(builds);
+    console.log("done");`;
+  await using child = script(code, [dir.file]);
+  assertEquals(await child.line(), "waiting");
+  await holder.go();
+  assertEquals(await child.line(), "done");
 });
 
 // The queue of one thread
@@ -335,7 +434,7 @@ Deno.test("lock() with a signal asks after a fortieth of the time waited, 1 ms a
 Deno.test("lock() calls of one process get the lock in the order in which they asked", async () => {
   using dir = scene();
   const url = new URL(`file://${dir.file}`);
-  const ways = ["/x.lock", "/./x.lock", "//x.lock", "/a/../x.lock", "/x.lock/"];
+  const ways = ["/x.lock", "/./x.lock", "//x.lock", "/./././/x.lock/./"];
   const names = [url, ...ways.map((way) => `${dir.path}${way}`)];
   const release = await lock(dir.file);
   const order: number[] = [];
@@ -457,7 +556,7 @@ for (const kind of ["queued", "asking anew", "locking other files, too,"]) {
     const next = queued ?? lock(dir.file, { onWait });
     theirs(dir.file).close();
     (await soon(next))();
-    assertEquals(time.pauses, [14]); // a random time from 5 to 15 ms
+    assertEquals(time.pauses, [16]); // 14 % of 110 ms
     assertEquals(waits, 0); // nobody else held it
   });
 }
@@ -486,17 +585,40 @@ Deno.test("lock() keeps the lock in the process while it has not had it for long
   release();
   assertEquals(isFree(dir.file), false);
   (await next)();
-  for (const held of [99, 100]) {
-    time.now += 1.1; // others had that long
+  assertEquals(time.pauses, []);
+});
+
+for (
+  const { held, random, gap } of [
+    { held: 100, random: 0.01, gap: 6 },
+    { held: 1000, random: 0.015, gap: 52 },
+    { held: 1000, random: 0.99, gap: 110 },
+    { held: 60_000, random: 0.01, gap: 110 },
+  ]
+) {
+  Deno.test(`lock() leaves the lock free for ${gap} ms after ${held} ms, and a shorter pause ends nothing`, async () => {
+    using dir = scene();
+    using _ = replace(Math, "random", () => random);
+    using time = fakeTime();
+    for (const pause of [gap - 2, gap + 1]) {
+      for (let i = 0; i < 2; i++) {
+        const release = (await tryLock(dir.file))!;
+        time.now += held;
+        release();
+        time.now += pause;
+      }
+      (await lock(dir.file))();
+      assertEquals(time.pauses.length > 0, pause < gap);
+      time.pauses.length = 0;
+      time.now += 200;
+    }
     const release = await lock(dir.file);
     time.now += held;
     release();
-    if (held < 100) (await lock(dir.file))();
-  }
-  time.now += 1.1;
-  (await lock(dir.file))();
-  assertEquals(time.pauses, []);
-});
+    (await lock(dir.file))();
+    assertEquals(time.pauses, [gap]);
+  });
+}
 
 Deno.test("lock() calls onWait where another one takes the lock that it gave way to", async () => {
   using dir = scene();
@@ -517,7 +639,6 @@ Deno.test("lock() that is abandoned while it gives way leaves the path free", {
   sanitizeResources: true,
 }, async () => {
   using dir = scene();
-  const { setTimeout } = globalThis;
   using time = fakeTime(() => time.now -= time.pauses.at(-1)!); // time stands
   const release = await lock(dir.file);
   time.now += 100;
@@ -527,7 +648,7 @@ Deno.test("lock() that is abandoned while it gives way leaves the path free", {
   controller.abort("reason");
   (await tryLock(dir.file))!();
   assertEquals(await again.catch((reason) => reason), "reason");
-  await new Promise((resolve) => setTimeout(resolve));
+  await delay(0);
   assertEquals(time.pauses.length, 1);
 });
 
@@ -610,10 +731,8 @@ Deno.test("lock() looks again at once when somebody joins, and when a place in t
   const paths = Array.from({ length: 4 }, (_, i) => `${dir.file}${i}`);
   const holders = paths.map(theirs);
   using waits = countWaits();
-  const { setTimeout } = globalThis;
-  const turn = () => new Promise((resolve) => setTimeout(resolve));
-  const never = (() => 0) as unknown as typeof setTimeout;
-  using _ = replace(globalThis, "setTimeout", never); // so that no pause ends
+  const turn = () => delay(0);
+  using _ = endlessPauses();
   const polling = lock(paths[0], { signal: endless() });
   await turn();
   const waiters = [lock(paths[0])];
@@ -633,6 +752,35 @@ Deno.test("lock() looks again at once when somebody joins, and when a place in t
   assertEquals(waits.count, 4);
   for (const holder of holders.slice(2)) holder.close();
   for (const waiter of waiters.slice(2)) (await soon(waiter))();
+});
+
+Deno.test("lock() looks no more often at other files when a wait in the system ends", async () => {
+  using dir = scene();
+  const [busy, ...paths] = [0, 1, 2].map((i) => `${dir.file}${i}`);
+  const holders = paths.map(theirs);
+  using _ = endlessPauses();
+  const controller = new AbortController();
+  const others = paths.map((path) => lock(path, controller));
+  const holder = theirs(busy);
+  const waiter = lock(busy);
+  await delay(0);
+  let tries = 0;
+  const { tryLockSync } = Deno.FsFile.prototype;
+  using _count = replace(
+    Deno.FsFile.prototype,
+    "tryLockSync",
+    function (this: Deno.FsFile) {
+      tries++;
+      return tryLockSync.call(this, true);
+    },
+  );
+  holder.close();
+  (await soon(waiter))();
+  await delay(0);
+  assertEquals(tries, 0);
+  controller.abort();
+  await Promise.allSettled(others);
+  for (const holder of holders) holder.close();
 });
 
 Deno.test("lock() of many files leaves the process's other file operations alone, and each wait stands in the system in its turn", async () => {
@@ -802,6 +950,35 @@ for (
   });
 }
 
+for (
+  const [how, end] of [
+    ["ends", "close();"],
+    ["is terminated", ""],
+    ["throws", `setTimeout(() => { throw "as the test wants"; });`],
+  ]
+) {
+  Deno.test(`lock() of a worker that ${how} is freed`, async () => {
+    using dir = scene();
+    const code = `
+      import { lock } from "${import.meta.resolve("../lock.ts")}";
+      await lock(${JSON.stringify(dir.file)});
+      postMessage("held");
+      onmessage = () => { ${end} };`;
+    const url = `data:application/typescript,${encodeURIComponent(code)}`;
+    const worker = new Worker(url, { type: "module" });
+    const ended = new Promise((resolve) => {
+      worker.onerror = (event) => (event.preventDefault(), resolve(event));
+    });
+    await new Promise((resolve) => worker.onmessage = resolve);
+    const waiter = await waiting(dir.file);
+    if (how === "is terminated") worker.terminate();
+    else worker.postMessage("end");
+    (await soon(waiter.lock))();
+    if (how === "throws") await soon(ended);
+    worker.terminate();
+  });
+}
+
 Deno.test("lock() is not inherited: a child does not keep it", {
   ignore: WINDOWS, // where it is killed with its parent
 }, async () => {
@@ -945,7 +1122,7 @@ const REFUSALS = [
     name: "link",
     Class: NotFound,
     code: "ENOENT",
-    message: "it is a symbolic link into a missing directory",
+    message: "it is a symbolic link to a missing file; create that first",
     ignore: !CAN_LINK,
   },
   {
@@ -1012,9 +1189,14 @@ async function told(child: Peer, start: string): Promise<void> {
   }
 }
 
+function mkfifo(path: string, ...options: string[]): void {
+  new Deno.Command("mkfifo", { args: [...options, path] }).outputSync();
+}
+
 for (
   const [kind, name, advice] of [
     ["read", "unreadable", "allow reading it"],
+    ["write, a pipe", "pipe", "allow reading and writing it"],
     ["create", "sealed/new", "allow writing to its directory"],
   ]
 ) {
@@ -1026,6 +1208,7 @@ for (
     async () => {
       using dir = scene();
       Deno.writeTextFileSync(resolve(dir.path, "unreadable"), "", { mode: 0 });
+      mkfifo(resolve(dir.path, "pipe"), "-m", "444");
       Deno.mkdirSync(resolve(dir.path, "sealed"), { mode: 0o555 });
       const path = resolve(dir.path, name);
       const under = IS_ROOT ? POWERLESS : [];
@@ -1062,6 +1245,19 @@ Deno.test("lock() and tryLock() tell too many open files", UNIX, async () => {
   assertEquals(await child.line(), "locked");
 });
 
+Deno.test(
+  "lock() and tryLock() say what Deno wants of a link to a missing file",
+  LINKS,
+  async () => {
+    using dir = scene();
+    Deno.symlinkSync(resolve(dir.path, "new"), dir.file, { type: "file" });
+    const granted = ["read", "write"].map((it) => `--allow-${it}=${dir.path}`);
+    await using child = script(TELL, [dir.file], granted);
+    const advice = "it is a symbolic link to a missing file; create that first";
+    await told(child, `NotFound ENOENT Cannot lock ${dir.file}: ${advice}`);
+  },
+);
+
 for (const kind of ["directory", "file", "pipe"]) {
   Deno.test(`lock() and tryLock() refuse a ${kind} that Deno may not write`, {
     ignore: kind === "pipe" && !has("mkfifo"),
@@ -1069,30 +1265,60 @@ for (const kind of ["directory", "file", "pipe"]) {
     using dir = scene();
     const path = kind === "directory" ? dir.path : dir.file;
     // Opening it for reading only would wait for a writer.
-    const mkfifo = new Deno.Command("mkfifo", { args: [path] });
-    if (kind === "pipe") mkfifo.outputSync();
+    if (kind === "pipe") mkfifo(path);
     const permissions = kind === "file" ? [] : [`--allow-read=${dir.path}`];
     await using child = script(TELL, [path], permissions);
     await told(child, `NotCapable none Cannot lock ${path}: `);
   });
 }
 
-/** A command under which flock(2) fails with `error` from the `nth` time on. */
-function withoutLocks(dir: string, error: string, nth: number): string[] {
+/** A command under which flock(2) fails with `error` at those times. */
+function withoutLocks(dir: string, error: string, times: string): string[] {
   return ["strace", "-f", "-qq", "-o", resolve(dir, "trace")]
     .concat("-e", "trace=flock")
-    .concat("-e", `inject=flock:error=${error}:when=${nth}+`);
+    .concat("-e", `inject=flock:error=${error}:when=${times}`);
 }
 
-Deno.test("lock() and tryLock() tell missing locks", STRACE, async () => {
-  using dir = scene();
-  const code = `${TELL} console.log(Deno.pid); await heard();`;
-  const under = withoutLocks(dir.path, "EOPNOTSUPP", 1);
-  await using child = script(code, [dir.file], undefined, { under });
-  await told(child, `Error ENOTSUP Cannot lock ${dir.file}: Operation not`);
-  const pid = Number(await child.line()); // not that of strace
-  assertEquals(openFiles(pid).includes(dir.file), false);
-});
+for (
+  const [error, name, code] of [
+    ["EOPNOTSUPP", "Error", "ENOTSUP"],
+    ["EINVAL", "TypeError", "EINVAL"],
+  ]
+) {
+  Deno.test(
+    `lock() and tryLock() tell missing locks, by ${error}`,
+    STRACE,
+    async () => {
+      using dir = scene();
+      const then = `${TELL} console.log(Deno.pid); await heard();`;
+      const under = withoutLocks(dir.path, error, "1+");
+      await using child = script(then, [dir.file], undefined, { under });
+      await told(
+        child,
+        `${name} ${code} Cannot lock ${dir.file}: its file sys`,
+      );
+      const pid = Number(await child.line()); // not that of strace
+      assertEquals(openFiles(pid).includes(dir.file), false);
+    },
+  );
+}
+
+Deno.test(
+  "lock() waits on where a signal of the system interrupts it",
+  STRACE,
+  async () => {
+    await using it = await taken();
+    const code = `
+    await lock(args[0], { onWait: () => console.log("waiting") });
+    console.log("held");`;
+    const path = resolve(it.file, "..");
+    const under = withoutLocks(path, "EINTR", "1..3"); // of each thread
+    await using child = script(code, [it.file], undefined, { under });
+    assertEquals(await child.line(), "waiting");
+    await it.holder.go();
+    assertEquals(await child.line(), "held");
+  },
+);
 
 Deno.test("lock() refuses a wait that the system breaks off, and leaves nothing open", async () => {
   using dir = scene();
@@ -1207,7 +1433,7 @@ Deno.test("Release releases where unlocking fails", STRACE, async () => {
     release();
     console.log("released");
     await heard();`;
-  const under = withoutLocks(dir.path, "EIO", 2);
+  const under = withoutLocks(dir.path, "EIO", "2+");
   await using child = script(code, [dir.file], undefined, { under });
   assertEquals(await child.line(), "released");
   assertEquals(isFree(dir.file), true);

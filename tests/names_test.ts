@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert/equals";
-import { refusal } from "../_names.ts";
+import { objection } from "../_names.ts";
 
 const RESERVED = `.scratch-${crypto.randomUUID()}`;
 
@@ -23,21 +23,21 @@ const REFUSALS: [reason: string, names: string[], systems?: string][] = [
 ];
 
 for (const [reason, names, systems = "every system"] of REFUSALS) {
-  Deno.test(`refusal() says on ${systems} of ${names.length} names: ${reason}`, () => {
+  Deno.test(`objection() says on ${systems} of ${names.length} names: ${reason}`, () => {
     for (const name of names) {
-      assertEquals(refusal(name, true), reason);
+      assertEquals(objection(name, true), reason);
       const elsewhere = systems === "windows" ? undefined : reason;
-      assertEquals(refusal(name, false), elsewhere);
+      assertEquals(objection(name, false), elsewhere);
     }
   });
 }
 
-Deno.test("refusal() has nothing against ordinary names", () => {
+Deno.test("objection() has nothing against ordinary names", () => {
   for (
     const name of ["", ".", "a/..", "a b", ".hidden", "é…", "-rf", "cog.lock2"]
       .concat("a/cog.lock", "null", "com", "com10", "a.nul", ".scratch-1")
   ) {
-    assertEquals(refusal(name, true), undefined);
-    assertEquals(refusal(name, false), undefined);
+    assertEquals(objection(name, true), undefined);
+    assertEquals(objection(name, false), undefined);
   }
 });

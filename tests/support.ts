@@ -122,11 +122,6 @@ export function stranger(path: string, after = ""): Peer {
   );
 }
 
-/** The same, by `flock(1)`. */
-export function flock(path: string): Peer {
-  return new Peer("flock", [path, "sh", "-c", "echo held; read _"]);
-}
-
 export function has(command: string): boolean {
   try {
     new Deno.Command(command, { args: ["--version"] }).outputSync();

@@ -1,2 +1,2 @@
 import { posix as path } from "node:path";
-export const { resolve } = path;
+export const { dirname } = path;

@@ -1,0 +1,14 @@
+const { performance, setTimeout, clearTimeout } = globalThis;
+
+type Timer = ReturnType<typeof setTimeout>;
+
+/**
+ * The real clock. Tests of other programs may replace the global timers, and a
+ * wait that read those would never end. Tests of this library replace these.
+ */
+export const clock = {
+  /** The milliseconds since this thread began. */
+  now: (): number => performance.now(),
+  setTimeout: (end: () => void, ms: number): Timer => setTimeout(end, ms),
+  clearTimeout: (timer: Timer): void => clearTimeout(timer),
+};

@@ -1,0 +1,2 @@
+import { win32 as path } from "node:path";
+export const { dirname } = path;
