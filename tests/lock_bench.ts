@@ -2,6 +2,7 @@
 
 import { delay } from "@std/async/delay";
 import { resolve } from "@std/path/resolve";
+import { open } from "../dir.ts";
 import { lock } from "../lock.ts";
 import { compare, type Contenders, perCall } from "./compare.ts";
 import {
@@ -231,13 +232,16 @@ if (HAS_PROC) {
   });
 }
 
-/** The milliseconds to the lock beside three that hold it 10 ms by turns. */
-async function beside(acquire: () => Promise<Disposable>): Promise<number> {
+/** The milliseconds to the lock beside three that hold it by turns. */
+async function beside(
+  acquire: () => Promise<Disposable>,
+  hold = 10,
+): Promise<number> {
   const code = `
     console.log("started");
     for (;;) {
       using _lock = await lock(args[0]);
-      await new Promise((resolve) => setTimeout(resolve, 10));
+      await new Promise((resolve) => setTimeout(resolve, ${hold}));
     }`;
   await using stack = new AsyncDisposableStack();
   const others = [0, 1, 2].map(() => stack.use(script(code, [path])));
@@ -260,13 +264,17 @@ compare("wait beside three that hold it 10 ms by turns", "ms", 9, {
   "lock() with a signal": () => beside(() => lock(path, { signal: SIGNAL() })),
 });
 
-/** The milliseconds that a 100 ms poller waits beside a process never pausing. */
-async function poll(callers: number): Promise<number> {
+/** The milliseconds until a try each 100 ms gets in beside such a process. */
+async function poll(callers: number, hold: number, spin = 0): Promise<number> {
   const code = `
     const again = async () => {
       for (;;) {
-        using _lock = await lock(args[0]);
-        await new Promise((resolve) => setTimeout(resolve, 5));
+        {
+          using _lock = await lock(args[0]);
+          await new Promise((resolve) => setTimeout(resolve, ${hold}));
+        }
+        const end = performance.now() + ${spin};
+        while (performance.now() < end);
       }
     };
     for (let i = 0; i < ${callers}; i++) again();
@@ -280,7 +288,65 @@ async function poll(callers: number): Promise<number> {
   busy.kill();
   return performance.now() - start;
 }
-compare("wait of a 100 ms poller beside callers that hold it 5 ms", "ms", 15, {
-  "beside four of one process by turns": () => poll(4),
-  "beside one in a loop": () => poll(1),
+compare("wait of a 100 ms poller beside callers of one process", "ms", 15, {
+  "four by turns that hold it 5 ms": () => poll(4, 5),
+  "one in a loop that holds it 5 ms": () => poll(1, 5),
+  "two by turns that hold it 600 ms": () => poll(2, 600),
+  "two by turns that hold it 1,000 ms": () => poll(2, 1000),
+  "one that holds it 99 ms and spins 1.3 ms": () => poll(1, 99, 1.3),
+  "one that holds it 50 ms and spins 1.3 ms": () => poll(1, 50, 1.3),
+});
+
+/** The milliseconds to the grant, behind handles that closed while waiting. */
+async function behindClosed(handles: number): Promise<number> {
+  const project = resolve(dir.path, "project");
+  await using cog = await open(project);
+  await using holder = script(HOLDER, [resolve(cog.root, "cog.lock")]);
+  await holder.line();
+  for (let i = 0; i < handles; i++) {
+    const closed = await open(project);
+    closed.lock().catch(() => {});
+    await closed.close();
+  }
+  await cog.lock();
+  const granted = here();
+  return granted - Number(await holder.line());
+}
+compare("grant by another process's release", "ms", 9, {
+  "alone": () => behindClosed(0),
+  "behind 1,000 closed handles": () => behindClosed(1000),
+});
+
+/** The microseconds of a free lock beside others that this thread holds. */
+async function besideHeld(held: number): Promise<number> {
+  using stack = new DisposableStack();
+  for (let i = 0; i < held; i++) stack.use(await lock(`${path}${i}`));
+  return await perCall(200, async () => (await lock(path))());
+}
+compare("acquire + release beside held locks", "µs", 15, {
+  "alone": () => besideHeld(0),
+  "beside 500": () => besideHeld(500),
+});
+
+/** The milliseconds of a hand-over while this thread waits for other paths. */
+async function besideWaited(waited: number): Promise<number> {
+  using held = new DisposableStack();
+  const controller = new AbortController();
+  for (let i = 0; i < waited; i++) {
+    const file = held.use(Deno.openSync(`${path}${i}`, READ_WRITE));
+    file.lockSync(true);
+    lock(`${path}${i}`, controller).catch(() => {});
+  }
+  try {
+    return await handOver(async (path) => {
+      using _lock = await lock(path);
+      return here();
+    });
+  } finally {
+    controller.abort();
+  }
+}
+compare("hand-over while other paths are waited for", "ms", 9, {
+  "alone": () => besideWaited(0),
+  "beside 400, with a signal": () => besideWaited(400),
 });

@@ -15,17 +15,12 @@ import { type Dice, Journal } from "./journal.ts";
 
 export const callers = new Journal("callers");
 
-/** The signals of callers, and those made of them. */
+/** The signals of callers. */
 const signals = new WeakSet<AbortSignal>();
 let listeners = 0;
 
 function countListeners(): void {
-  const { any, prototype } = AbortSignal;
-  AbortSignal.any = (sources) => {
-    const signal = any.call(AbortSignal, sources);
-    if (sources.some((it) => signals.has(it))) signals.add(signal);
-    return signal;
-  };
+  const { prototype } = AbortSignal;
   const steps = { addEventListener: 1, removeEventListener: -1 };
   for (const name of ["addEventListener", "removeEventListener"] as const) {
     const original = prototype[name];
