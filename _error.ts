@@ -11,12 +11,6 @@ export function explain(tried: string, error: unknown): Error {
   return code === undefined ? explained : Object.assign(explained, { code });
 }
 
-/** Whether nothing exists at the path any more. */
-export function isGone(error: unknown): boolean {
-  return error instanceof Deno.errors.NotFound ||
-    error instanceof Deno.errors.NotADirectory;
-}
-
 /** The result of `attempt`, or `undefined` if it throws. */
 export function quietly<T>(attempt: () => T): T | undefined {
   try {

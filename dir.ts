@@ -14,12 +14,31 @@
  */
 
 import { ensureDirSync } from "@std/fs/ensure-dir";
+import { register } from "./_dir/exit.ts";
+import { LOCK_NAME, objection } from "./_dir/names.ts";
+import { createNamed, createNameless, type Scratch } from "./_dir/scratch.ts";
+import { sweep } from "./_dir/sweep.ts";
+import { Tree } from "./_dir/tree.ts";
 import { explain, quietly } from "./_error.ts";
 import { acquire, releaseOf, tryAcquire } from "./_lock/mutex.ts";
-import { LOCK_NAME, objection } from "./_names.ts";
 import { joinName, parentOf, toPath, WINDOWS } from "./_path.ts";
-import { createScratch, ownTree } from "./_scratch.ts";
 import type { LockOptions, Release } from "./lock.ts";
+
+/** What the messages of failed `tempPath` calls say was tried. */
+const SCRATCH = "create scratch";
+
+/** Options of {@linkcode Dir.tempPath}. */
+export interface TempPathOptions {
+  /**
+   * The name of the directory of `.cog/` in which the scratch is created, `.cog/`
+   * itself by default.
+   *
+   * A rename cannot move a file to another disk. So create scratch beside the
+   * place of the file if that may be on another disk, by a mount or a symbolic
+   * link. The directory is created if missing.
+   */
+  dir?: string;
+}
 
 /** The name of the state directory inside a project. */
 export const NAME = ".cog";
@@ -100,7 +119,15 @@ export async function open(projectDir: string | URL): Promise<Dir> {
 export async function openTemp(): Promise<Dir> {
   const project = createTempProject();
   const cog = construct(project);
-  cog.defer(ownTree(project));
+  const tree = new Tree(project);
+  register(tree);
+  cog.defer(async () => {
+    try {
+      await tree.delete();
+    } catch (error) {
+      throw explain(`Cannot remove ${project}`, error);
+    }
+  });
   try {
     createRoot(project);
     return cog;
@@ -126,9 +153,10 @@ let construct: (project: string) => Dir;
  *
  * - an absolute path, and a name that begins with a drive letter
  * - a name that leads out by `..`
- * - a name that contains a NUL
+ * - a name that contains a NUL, or is not well-formed Unicode
  * - `cog.lock`, in upper or lower case, and names below it
- * - a name with a part of the form `.scratch-UUID`
+ * - a name with a part of the form `.scratch-UUID`, `.scratch-UUID.lock` or
+ *   `.trash-UUID`
  * - on Windows, a name with a part that contains a colon or `~` before a
  *   digit, ends in a dot or a space, or is a device such as `nul.txt`
  *
@@ -151,6 +179,7 @@ export class Dir implements AsyncDisposable {
 
   readonly #cleanups = new AsyncDisposableStack();
   readonly #closing = new AbortController();
+  #swept: Promise<unknown> = Promise.resolve();
   #closed: Promise<void> | undefined;
 
   static {
@@ -161,7 +190,8 @@ export class Dir implements AsyncDisposable {
   private constructor(project: string) {
     this.projectDir = project;
     this.root = joinName(project, NAME);
-    // Runs last.
+    // These run last, the second one first: strangers' leftovers may take long.
+    this.#cleanups.defer(() => this.#swept.then(() => {}));
     this.#cleanups.defer(() => releaseOf(this.#closing.signal, this.#lockFile));
   }
 
@@ -237,35 +267,40 @@ export class Dir implements AsyncDisposable {
    * Creates an empty scratch directory, which is removed on close.
    *
    * Without a name, the directory is yours alone and needs no lock. Use it for a
-   * download, or for a file that is renamed into place when complete. The
-   * directory is directly in `.cog/`.
+   * download, or for a file that is renamed into place when complete. It is in
+   * `.cog/`, or in the directory of {@linkcode TempPathOptions.dir}.
    *
    * With a name, the file or directory of that name is deleted first. Missing
-   * parents are created and stay. Hold the lock until this handle closes, because
-   * the next `tempPath` of that name deletes your scratch. Do not use the name
-   * `build`: the `cog` program removes it without the lock.
+   * parents are created and stay. Hold the lock until this handle closes: the
+   * next `tempPath` of that name deletes your scratch, and a close after the
+   * release may, for a moment, move away the scratch of the next owner. Do not use
+   * the name `build`: the `cog` program removes it without the lock.
    *
    * Closing removes only the directory that was created here, never one that
-   * somebody has put in its place. `Deno.exit()` and the normal end of the script
-   * do the same. A signal, or an uncaught error outside `await using`, leaves
-   * it. Any later `tempPath` in the same `.cog/` then sweeps nameless scratch, and
-   * only one of the same name deletes named scratch.
+   * somebody has put in its place. A directory that was moved away stays.
+   * `Deno.exit()` and the normal end of the script do the same. A signal, or an
+   * uncaught error outside `await using`, leaves it. A later `tempPath` in the same
+   * directory then sweeps nameless scratch, and only one of the same name deletes
+   * named scratch.
    *
-   * If a deletion fails, the rest stays, at its old name if possible.
+   * The sweep reaches as far as the lock does, and deletes nothing that has a
+   * living owner. On a file system without locks, nameless scratch of a crash
+   * stays.
    *
-   * Deleting does not follow symbolic links, but enters a mount inside scratch. It
-   * is not safe from somebody who swaps a parent for a symbolic link at that
-   * moment.
+   * A deletion is tried again for 0.3 seconds if somebody still writes into the
+   * directory. If it fails, the rest stays, at its old name if possible. Deleting
+   * does not follow symbolic links, but enters a mount inside scratch. It is not
+   * safe from somebody who swaps a parent for a symbolic link at that moment.
    *
-   * Each scratch directory holds an open file until this handle closes.
+   * Each scratch directory holds an open file until this handle closes, which the
+   * sanitizers of `deno test` report if that is in another test. In a worker, only
+   * close is certain to remove scratch.
    *
-   * In a worker, only close is certain to remove scratch. Windows, and some file
-   * systems, cannot lock a directory: there, the sweep cannot tell whether the
-   * owner lives, and deletes nameless scratch with no new entry for an hour.
+   * Requires `--allow-read` and `--allow-write` for the project, and for the
+   * target of a symbolic link.
    *
-   * Requires `--allow-read` and `--allow-write` for the project.
-   *
-   * @param name The name of the scratch directory, if it needs one.
+   * @param target The name of the scratch directory, or the options of one without
+   * a name.
    * @returns Its absolute path.
    *
    * @throws {TypeError} If the name is refused, see {@linkcode Dir}, or is
@@ -293,25 +328,42 @@ export class Dir implements AsyncDisposable {
    * import { openTemp } from "@cog/dotcog/dir";
    *
    * await using cog = await openTemp();
-   * const scratch = await cog.tempPath();
+   * const scratch = await cog.tempPath({ dir: "cache" });
    * await Deno.writeTextFile(`${scratch}/manifest.json`, "[]");
    * const manifest = await cog.filePath("cache/manifest.json");
    * await Deno.rename(`${scratch}/manifest.json`, manifest);
    * ```
    */
-  async tempPath(name?: string): Promise<string> {
-    const tried = "create scratch";
-    this.#assertOpen(tried);
-    const path = name === undefined
-      ? undefined
-      : this.#resolveBelow(tried, name);
-    if (path !== undefined) refuseLinks(this.root, path);
-    createRoot(this.projectDir);
-    const created = createScratch(this.root, path);
+  async tempPath(target: string | TempPathOptions = {}): Promise<string> {
+    this.#assertOpen(SCRATCH);
+    const created = typeof target === "string"
+      ? this.#createNamed(target)
+      : this.#createNameless(target.dir ?? "");
     this.#cleanups.defer(() => created.then((it) => it.remove(), () => {}));
     const scratch = await created;
-    this.#assertOpen(tried);
+    this.#assertOpen(SCRATCH);
     return scratch.path;
+  }
+
+  #createNamed(name: string): Promise<Scratch> {
+    const path = this.#resolveBelow(SCRATCH, name);
+    refuseLinks(this.root, path);
+    createRoot(this.projectDir);
+    return createNamed(this.root, path, this.#sweep(parentOf(path)));
+  }
+
+  #createNameless(dir: string): Promise<Scratch> {
+    const path = this.#resolve(SCRATCH, dir);
+    createRoot(this.projectDir);
+    createPath(path);
+    return createNameless(path, this.#sweep(path));
+  }
+
+  /** Deletes what crashes have left where scratch is created. */
+  #sweep(directory: string): Promise<unknown> {
+    const swept = Promise.all([...new Set([this.root, directory])].map(sweep));
+    this.#swept = Promise.all([this.#swept, swept]);
+    return swept;
   }
 
   /**
@@ -410,7 +462,7 @@ export class Dir implements AsyncDisposable {
 
   /**
    * Removes scratch and runs the cleanups of {@linkcode Dir.defer}, then releases
-   * the lock.
+   * the lock, and then waits for the end of what `tempPath` sweeps.
    *
    * A pending {@linkcode Dir.lock} rejects. Every call has the same outcome.
    *
@@ -501,12 +553,11 @@ function readable(path: string): string {
 
 function createRoot(project: string): void {
   const root = joinName(project, NAME);
-  const isThere = () => quietly(() => Deno.statSync(root))?.isDirectory;
-  if (isThere()) return;
+  if (isDirectory(root)) return;
   try {
     createDirectory(root, project);
   } catch (error) {
-    if (isThere()) return; // by now
+    if (quietly(() => isDirectory(root))) return; // by now
     throw explain(`Cannot create ${root}`, error);
   }
   const ignore = joinName(root, ".gitignore");
@@ -517,6 +568,15 @@ function createRoot(project: string): void {
     quietly(() => Deno.removeSync(ignore));
     quietly(() => Deno.removeSync(root));
     throw explain(`Cannot write ${ignore}`, error);
+  }
+}
+
+function isDirectory(path: string): boolean {
+  try {
+    return Deno.statSync(path).isDirectory;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw explain(`Cannot open ${path}`, error);
   }
 }
 

@@ -41,5 +41,5 @@
  * @module
  */
 
-export { Dir, NAME, open, openTemp } from "./dir.ts";
+export { Dir, NAME, open, openTemp, type TempPathOptions } from "./dir.ts";
 export { lock, type LockOptions, type Release, tryLock } from "./lock.ts";

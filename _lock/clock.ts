@@ -12,3 +12,8 @@ export const clock = {
   setTimeout: (end: () => void, ms: number): Timer => setTimeout(end, ms),
   clearTimeout: (timer: Timer): void => clearTimeout(timer),
 };
+
+/** Waits for some milliseconds. */
+export function pause(ms: number): Promise<void> {
+  return new Promise((resolve) => clock.setTimeout(resolve, ms));
+}

@@ -3,8 +3,8 @@ import { isSame } from "../_identity.ts";
 import { parentOf } from "../_path.ts";
 
 /** The locked file at the path, or `undefined` if somebody else has the lock. */
-export function tryOpen(path: string): Deno.FsFile | undefined {
-  const file = openFile(path);
+export function tryOpen(path: string, create = true): Deno.FsFile | undefined {
+  const file = openFile(path, create);
   let locked = false;
   try {
     locked = tryFile(path, file) && isCurrent(path, file);
@@ -18,9 +18,9 @@ export function tryOpen(path: string): Deno.FsFile | undefined {
  * Opens the file for writing too, though nothing is ever written: NFSv4 refuses
  * an exclusive lock on a file that is open for reading only.
  */
-export function openFile(path: string): Deno.FsFile {
+export function openFile(path: string, create = true): Deno.FsFile {
   try {
-    return Deno.openSync(path, { read: true, write: true, create: true });
+    return Deno.openSync(path, { read: true, write: true, create });
   } catch (error) {
     // Opening a pipe for reading only would wait for somebody to write to it.
     const readable = quietly(() => Deno.statSync(path))?.isFile &&

@@ -71,7 +71,7 @@ files.sort((a, b) => a.path < b.path ? -1 : 1);
 
 // Nobody sees half a manifest: the rename replaces the old one in one step.
 const json = JSON.stringify(files, null, 2) + "\n";
-const scratch = await cog.tempPath();
+const scratch = await cog.tempPath({ dir: "cache" });
 const manifest = await cog.filePath("cache/manifest.json");
 await Deno.writeTextFile(`${scratch}/new`, json);
 await Deno.rename(`${scratch}/new`, manifest);

@@ -46,7 +46,7 @@ async function cached(cog: Dir, url: string): Promise<string> {
 
   const response = await fetch(url);
   if (!response.ok) throw new Error(`the server answers ${response.status}`);
-  const scratch = await cog.tempPath();
+  const scratch = await cog.tempPath({ dir: "cache" });
   await Deno.writeFile(`${scratch}/new`, response.body ?? new Uint8Array());
   await Deno.rename(`${scratch}/new`, file);
   return file;

@@ -121,11 +121,15 @@ Deno.test("open() without permission keeps the class and names the path", async 
   using dir = scene();
   const code = `await open(args[0]).catch((error) => console.log(error.name,
     error.message, error.cause instanceof Deno.errors.NotCapable));`;
-  await using child = script(code, [dir.path], [`--allow-read=${dir.path}`]);
-  const line = await child.line();
-  assert(line.startsWith(`NotCapable Cannot create ${dir.path}`), line);
-  assert(line.endsWith("true"), line);
-  assertEquals(names(dir.path), []);
+  for (const [granted, tried] of [["read", "create"], ["write", "open"]]) {
+    const permissions = [`--allow-${granted}=${dir.path}`];
+    await using child = script(code, [dir.path], permissions);
+    const line = await child.line();
+    assert(line.startsWith(`NotCapable Cannot ${tried} ${dir.path}`), line);
+    assert(line.endsWith("true"), line);
+    if (granted === "read") assertEquals(names(dir.path), []);
+    Deno.mkdirSync(resolve(dir.path, ".cog"), { recursive: true });
+  }
 });
 
 const FULL = "No space left on device";

@@ -1,7 +1,8 @@
 import { assertEquals } from "@std/assert/equals";
-import { objection } from "../_names.ts";
+import { objection } from "../_dir/names.ts";
 
-const RESERVED = `.scratch-${crypto.randomUUID()}`;
+const UUID = crypto.randomUUID();
+const RESERVED = `.scratch-${UUID}`;
 
 /** Why names are refused, on this or that system. */
 const REFUSALS: [reason: string, names: string[], systems?: string][] = [
@@ -13,7 +14,9 @@ const REFUSALS: [reason: string, names: string[], systems?: string][] = [
   ["leads outside", ["..\\x", "a\\..\\..\\x"], "windows"],
   ["is for the lock file", ["cog.lock", "./COG.Lock", "cog.lock/x"]],
   ["is for the lock file", ["a\\..\\cog.lock", "cog.lock\\x"], "windows"],
+  ["is not well-formed Unicode", ["\ud800", "a/\udfff/b"]],
   ["is reserved for scratch", [RESERVED, `a/${RESERVED}`, `${RESERVED}/a/b`]],
+  ["is reserved for scratch", [`${RESERVED}.lock`, `a/.Trash-${UUID}`]],
   [
     "is special on Windows",
     ["cog.lock.", "cog.lock ", "ab:c", "...", "x/... ", "a./b", "COG~1.LOC"]

@@ -20,6 +20,7 @@ import {
   replace,
   scene,
   script,
+  soon,
   until,
   WINDOWS,
 } from "./support.ts";
@@ -32,6 +33,7 @@ const {
   PermissionDenied,
 } = Deno.errors;
 
+const BINDFS = { ignore: !IS_ROOT || !has("bindfs") };
 const CHATTR = { ignore: !IS_ROOT || !has("chattr") };
 const LINKS = { ignore: !CAN_LINK };
 const LINUX = { ignore: !HAS_PROC };
@@ -39,23 +41,41 @@ const MOUNTS = { ignore: !CAN_MOUNT };
 const STRACE = { ignore: !HAS_STRACE };
 const UNIX = { ignore: WINDOWS };
 
-/** The names in a directory that only scratch can have. */
+/** The reserved names in a directory. */
 function reserved(path: string): string[] {
-  return names(path).filter((name) => name.startsWith(".scratch-"));
+  return names(path).filter((name) => /^\.(scratch|trash)-/.test(name));
 }
 
-/** Moves the clock on, to the end of the block. */
-function later(minutes: number): Disposable {
-  const { now } = Date;
-  return replace(Date, "now", () => now() + minutes * 60 * 1000);
+/** The path of a kind of name that only this library has. */
+function reserve(root: string, kind: "scratch" | "trash"): string {
+  return resolve(root, `.${kind}-${crypto.randomUUID()}`);
 }
 
-/** The path of scratch that nobody owns, as a crash leaves it. */
+/** The path of scratch whose owner was killed. */
 function leftover(root: string): string {
-  const path = resolve(root, `.scratch-${crypto.randomUUID()}`);
+  const path = reserve(root, "scratch");
   Deno.mkdirSync(resolve(path, "sub"), { recursive: true });
+  Deno.writeTextFileSync(`${path}.lock`, "");
   return path;
 }
+
+/** Mounts one directory at another, to the end of the block. */
+function bindfs(...args: string[]): Disposable {
+  const run = (command: string, ...args: string[]) =>
+    assert(new Deno.Command(command, { args }).outputSync().success, command);
+  run("bindfs", ...args);
+  return { [Symbol.dispose]: () => run("fusermount", "-u", args.at(-1)!) };
+}
+
+/** A directory that is not on the disk of the others, if there is one. */
+function otherDisk() {
+  const path = Deno.makeTempDirSync({ dir: CAN_SHM ? "/dev/shm" : undefined });
+  return {
+    path,
+    [Symbol.dispose]: () => Deno.removeSync(path, { recursive: true }),
+  };
+}
+const CAN_SHM = HAS_PROC && exists("/dev/shm");
 
 // With a name
 
@@ -141,7 +161,7 @@ Deno.test("tempPath() tells a name too long at once", STRACE, async () => {
   await child.ended();
   const made = Deno.readTextFileSync(trace).split("\n")
     .filter((line) => line.includes(root));
-  assert(made.length <= 2, made.join("\n"));
+  assert(made.length <= 3, made.join("\n"));
 });
 
 // Without a name
@@ -207,9 +227,7 @@ Deno.test("tempPath() a hundred times in each of ten processes: none sees anothe
   assertEquals(names(resolve(dir.path, ".cog")), [".gitignore"]);
 });
 
-Deno.test("tempPath() sweeps what kills leave, nothing of a neighbour's", {
-  ignore: WINDOWS, // which cannot lock a directory
-}, async () => {
+Deno.test("tempPath() sweeps what kills leave, nothing of a neighbour's", async () => {
   using dir = scene();
   const root = resolve(dir.path, ".cog");
   await using neighbour = script(
@@ -235,7 +253,7 @@ Deno.test("tempPath() sweeps what kills leave, nothing of a neighbour's", {
     await using cog = await open(dir.path);
     await cog.tempPath("other");
     await cog.close();
-    assertEquals(reserved(root).length, 1); // the neighbour's
+    assertEquals(reserved(root).length, 2); // the neighbour's
   }
   await neighbour.go();
   assertEquals(await neighbour.line(), "2");
@@ -343,16 +361,14 @@ Deno.test("close() puts back a scratch that was replaced at that moment, with it
   assertEquals(names(scratch), ["theirs"]);
 });
 
-Deno.test("close() leaves what another created anew, on bindfs", {
-  ignore: !IS_ROOT || !has("bindfs"),
-}, async () => {
-  using dir = scene();
-  const [from, to] = ["from", "to"].map((name) => resolve(dir.path, name));
-  for (const path of [from, to]) Deno.mkdirSync(path);
-  const run = (command: string, ...args: string[]) =>
-    assert(new Deno.Command(command, { args }).outputSync().success, command);
-  run("bindfs", from, to);
-  try {
+Deno.test(
+  "close() leaves what another created anew, on bindfs",
+  BINDFS,
+  async () => {
+    using dir = scene();
+    const [from, to] = ["from", "to"].map((name) => resolve(dir.path, name));
+    for (const path of [from, to]) Deno.mkdirSync(path);
+    using _mount = bindfs(from, to);
     for (let i = 0; i < 20; i++) {
       const cog = await open(to);
       const scratch = await cog.tempPath("staging");
@@ -362,30 +378,31 @@ Deno.test("close() leaves what another created anew, on bindfs", {
       await cog.close();
       assertEquals(names(scratch), ["theirs"]);
     }
-  } finally {
-    run("fusermount", "-u", to);
-  }
-});
+  },
+);
 
-Deno.test("tempPath() starts again where a sweep takes its new directory", {
-  ignore: WINDOWS, // which cannot lock a directory
-}, async () => {
-  await using cog = await openTemp();
-  const { openSync } = Deno;
-  const opened: string[] = [];
-  using _ = replace(Deno, "openSync", (path, options) => {
-    opened.push(`${path}`);
-    if (opened.length === 1) {
-      const sweeper = openSync(path);
-      sweeper.tryLockSync(true);
-      queueMicrotask(() => sweeper.close());
-    }
-    return openSync(path, options);
-  });
-  assertEquals(names(await cog.tempPath("staging")), []);
-  assertEquals(new Set(opened).size, 2);
-  assertEquals(reserved(cog.root), []);
-});
+for (const name of [undefined, "staging"]) {
+  Deno.test(
+    `tempPath(${
+      name ?? ""
+    }) starts again where a sweep takes what it begins with`,
+    UNIX,
+    async () => {
+      await using cog = await openTemp();
+      const { openSync } = Deno;
+      const opened: string[] = [];
+      using _ = replace(Deno, "openSync", (path, options) => {
+        opened.push(`${path}`);
+        const file = openSync(path, options);
+        if (opened.length === 1) Deno.removeSync(path);
+        return file;
+      });
+      assertEquals(names(await cog.tempPath(name)), []);
+      assertEquals(new Set(opened).size, 2);
+      assertEquals(reserved(cog.root).length, name ? 0 : 2);
+    },
+  );
+}
 
 for (
   const [kind, take] of Object.entries({
@@ -447,21 +464,23 @@ Deno.test("tempPath() that cannot move what has the name leaves it, and nothing 
 });
 
 for (
-  const [tries, kind, name] of [
-    [0, "below a file", "file/x"],
-    [1, "on a disk that is read-only", "x"],
-  ] as const
+  const [kind, name] of [["below a file", "file/x"], [
+    "on a disk that is read-only",
+    "x",
+  ]]
 ) {
   Deno.test(`tempPath() ${kind} is refused at once`, UNIX, async () => {
     await using cog = await openTemp();
     Deno.writeTextFileSync(await cog.filePath("file"), "");
-    let tried = 0;
-    using _ = replace(Deno, "mkdirSync", () => {
-      tried++;
-      throw new Error("Read-only file system");
+    let tries = 0;
+    const { mkdirSync } = Deno;
+    using _ = replace(Deno, "mkdirSync", (path, options) => {
+      tries++;
+      if (name === "x") throw new Error("Read-only file system");
+      mkdirSync(path, options);
     });
     await assertRejects(() => cog.tempPath(name), Error, cog.root);
-    assertEquals(tried, tries);
+    assertEquals(tries, 1);
   });
 }
 
@@ -524,6 +543,7 @@ Deno.test("close() and tempPath() put back what they cannot delete", {
     const line = await child.line();
     const expected = `PermissionDenied EACCES ${tried} ${path}: `;
     assert(line.startsWith(expected), line);
+    assert(!line.includes(".trash-"), line);
   }
   await child.ended();
   assertEquals(names(resolve(path, "..")), [".gitignore", "staging"]);
@@ -566,7 +586,7 @@ for (
     ["inodes", "nr_inodes=40", "0"],
   ]
 ) {
-  for (const left of ["a/staging", "a/.scratch-UUID", ".scratch-UUID"]) {
+  for (const left of ["a/staging", "a/.trash-UUID", ".scratch-UUID"]) {
     Deno.test(
       `tempPath() succeeds where ${left} has used up all ${kind}`,
       MOUNTS,
@@ -577,6 +597,7 @@ for (
            const left = args[1].replace("UUID", crypto.randomUUID());
            const full = cog.root + "/" + left;
            Deno.mkdirSync(full, { recursive: true });
+           Deno.writeTextFileSync(full + ".lock", "");
            try {
              for (let i = 0; ; i++) {
                Deno.writeFileSync(full + "/" + i, new Uint8Array(Number(args[2])));
@@ -625,7 +646,7 @@ Deno.test("tempPath() deletes what overlays do not move", MOUNTS, async () => {
 
 Deno.test("tempPath() that loses its .cog during a wipe does not create another", async () => {
   await using cog = await openTemp();
-  await cog.path("staging");
+  await cog.path("staging/sub");
   const { remove } = Deno;
   {
     using _ = replace(Deno, "remove", async (path, options) => {
@@ -646,7 +667,7 @@ Deno.test("tempPath() that fails loses no open file", LINUX, async () => {
   const { renameSync } = Deno;
   {
     using _ = replace(Deno, "renameSync", (from, to) => {
-      if (`${from}`.includes(".scratch-")) {
+      if (`${from}`.includes(".trash-")) {
         throw new AlreadyExists("as in a race that others win");
       }
       renameSync(from, to);
@@ -748,9 +769,7 @@ Deno.test("tempPath() of one name in two processes without the lock leaves nothi
 
 // Crashes
 
-Deno.test("tempPath() sweeps what a killed close leaves, also two at once", {
-  ignore: WINDOWS, // which cannot lock a directory
-}, async () => {
+Deno.test("tempPath() sweeps what a killed close leaves, also two at once", async () => {
   using dir = scene();
   const fill = `
     const cog = await open(args[0]);
@@ -784,9 +803,7 @@ Deno.test("tempPath() sweeps what a killed close leaves, also two at once", {
   assert(halves > 0, "no wipe was caught in the act");
 });
 
-Deno.test("tempPath() sweeps what is left of a kill anywhere in its work", {
-  ignore: WINDOWS, // which cannot lock a directory
-}, async () => {
+Deno.test("tempPath() sweeps what is left of a kill anywhere in its work", async () => {
   using dir = scene();
   for (let i = 0; i < 10; i++) {
     await using child = script(
@@ -807,39 +824,51 @@ Deno.test("tempPath() sweeps what is left of a kill anywhere in its work", {
   assertEquals(names(root), [".gitignore", ".scratch-not-a-uuid"]);
 });
 
-Deno.test("tempPath() sweeps a link, not what it leads to", LINKS, async () => {
-  await using cog = await openTemp();
-  const outside = await cog.filePath("outside/file");
-  Deno.writeTextFileSync(outside, "kept");
-  const [file, link] = [1, 2].map(() =>
-    resolve(cog.root, `.scratch-${crypto.randomUUID()}`)
+for (const kind of ["a tree", "a file", "a link", "a pipe"]) {
+  Deno.test(
+    `tempPath() sweeps ${kind} that nobody needs any more, and nothing it leads to`,
+    {
+      ignore: kind === "a link" && !CAN_LINK ||
+        kind === "a pipe" && !has("mkfifo"),
+    },
+    async () => {
+      await using cog = await openTemp();
+      const kept = await cog.filePath("outside/file");
+      Deno.writeTextFileSync(kept, "kept");
+      const trash = reserve(cog.root, "trash");
+      if (kind === "a tree") {
+        Deno.mkdirSync(resolve(trash, "sub"), { recursive: true });
+      }
+      if (kind === "a file") Deno.writeTextFileSync(trash, "");
+      if (kind === "a link") Deno.symlinkSync(resolve(kept, ".."), trash);
+      if (kind === "a pipe") {
+        new Deno.Command("mkfifo", { args: [trash] }).outputSync();
+      }
+      const inner = await open(cog.projectDir);
+      await inner.tempPath("staging");
+      await inner.close();
+      assertEquals(names(cog.root), [".gitignore", "outside"]);
+      assertEquals(Deno.readTextFileSync(kept), "kept");
+    },
   );
-  Deno.writeTextFileSync(file, "");
-  Deno.symlinkSync(resolve(outside, ".."), link);
-  const inner = await open(cog.projectDir);
-  await inner.tempPath("staging");
-  await inner.close();
-  assertEquals(names(cog.root), [".gitignore", "outside"]);
-  assertEquals(Deno.readTextFileSync(outside), "kept");
-});
+}
 
-Deno.test("tempPath() does not wait for the sweep of what others left, but close does", async () => {
+Deno.test("tempPath() does not wait for the sweep of what others left, nor does the lock, but close does", async () => {
   await using outer = await openTemp();
   leftover(outer.root);
-  using _now = later(61); // Windows sweeps no sooner
   const cog = await open(outer.projectDir);
+  await cog.lock();
   const { promise: allowed, resolve: allow } = Promise.withResolvers<void>();
   const { remove } = Deno;
   using _ = replace(Deno, "remove", async (path, options) => {
-    await allowed;
+    if (names(`${path}`).includes("sub")) await allowed;
     await remove(path, options);
   });
   await cog.tempPath();
-  assertEquals(reserved(cog.root).length, 2);
   let closed = false;
   const closing = cog.close().then(() => closed = true);
-  await delay(0);
-  assertEquals(closed, false);
+  (await soon(outer.lock()))();
+  assertEquals([closed, reserved(cog.root).length], [false, 2]);
   allow();
   await closing;
   assertEquals(reserved(cog.root), []);
@@ -848,7 +877,6 @@ Deno.test("tempPath() does not wait for the sweep of what others left, but close
 Deno.test("close() waits for the sweep of a tempPath() that failed", async () => {
   await using outer = await openTemp();
   leftover(outer.root);
-  using _now = later(61); // Windows sweeps no sooner
   const cog = await open(outer.projectDir);
   const { remove } = Deno;
   using _ = replace(Deno, "remove", async (path, options) => {
@@ -860,63 +888,170 @@ Deno.test("close() waits for the sweep of a tempPath() that failed", async () =>
   assertEquals(reserved(cog.root), []);
 });
 
-Deno.test("tempPath() sweeps after an hour where directories cannot be locked, but not what this process has", async () => {
-  const { tryLockSync } = Deno.FsFile.prototype;
-  using _lock = replace(
-    Deno.FsFile.prototype,
-    "tryLockSync",
-    function (this: Deno.FsFile, exclusive) {
-      if (!this.statSync().isDirectory) {
-        return tryLockSync.call(this, exclusive);
-      }
-      throw Object.assign(new Error("as on NFS"), { code: "EBADF" });
-    },
-  );
+Deno.test("tempPath() keeps old scratch where it has too many files open", async () => {
   await using outer = await openTemp();
   const left = leftover(outer.root);
-  await using owner = await open(outer.projectDir);
-  const own = await owner.tempPath();
-  for (const minutes of [59, 61]) {
-    using _now = later(minutes);
-    const cog = await open(outer.projectDir);
-    assertEquals(names(await cog.tempPath("staging")), []);
-    await cog.close();
-    assertEquals(exists(left), minutes < 60);
-    assertEquals(exists(own), true);
+  {
+    using _ = replace(Deno, "openSync", () => {
+      throw new Error("as at that moment");
+    });
+    await using cog = await open(outer.projectDir);
+    await assertRejects(() => cog.tempPath(), Error, "as at that moment");
   }
-  await owner.close();
+  assertEquals(exists(left), true);
+  await using cog = await open(outer.projectDir);
+  await cog.tempPath();
+  await cog.close();
   assertEquals(names(outer.root), [".gitignore"]);
 });
 
-for (
-  const [failure, object, key] of [
-    ["it has too many files open", Deno, "openSync"],
-    ["the lock service fails", Deno.FsFile.prototype, "tryLockSync"],
-  ] as const
-) {
-  Deno.test(`tempPath() keeps old scratch where ${failure}`, {
-    ignore: WINDOWS, // which cannot lock a directory
-  }, async () => {
-    await using outer = await openTemp();
-    const left = leftover(outer.root);
+// Where a lock reaches
+
+Deno.test(
+  "tempPath() on one host keeps what is downloaded on another, where locks on files reach",
+  BINDFS,
+  async () => {
+    using dir = scene();
+    const at = (name: string) => resolve(dir.path, name);
+    for (const name of ["disk", "one", "two"]) Deno.mkdirSync(at(name));
+    const options = ["--multithreaded", "--enable-lock-forwarding"];
+    using _one = bindfs(...options, at("disk"), at("one"));
+    using _two = bindfs(...options, at("disk"), at("two"));
     {
-      using _now = later(61);
-      using _failing = replace(
-        object,
-        key as never,
-        (() => {
-          throw new Error("as at that moment");
-        }) as never,
+      await using owner = script(
+        `await using cog = await open(args[0]);
+       const scratch = await cog.tempPath();
+       Deno.writeTextFileSync(scratch + "/part", "");
+       console.log("downloading");
+       await heard();
+       console.log([...Deno.readDirSync(scratch)].length);`,
+        [at("one")],
       );
-      await using cog = await open(outer.projectDir);
-      await assertRejects(() => cog.tempPath(), Error, "as at that moment");
+      await owner.line();
+      for (let i = 0; i < 3; i++) {
+        await using cog = await open(at("two"));
+        await cog.tempPath();
+      }
+      await owner.go();
+      assertEquals(await owner.line(), "1");
     }
-    assertEquals(exists(left), true);
-    await using cog = await open(outer.projectDir);
+    await using cog = await open(at("two"));
     await cog.tempPath();
     await cog.close();
-    assertEquals(names(outer.root), [".gitignore"]);
-  });
+    assertEquals(names(cog.root), [".gitignore"]);
+  },
+);
+
+for (
+  const error of ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL", "EBADF", "524"]
+) {
+  Deno.test(
+    `tempPath() without locks, by ${error}, is never swept, and close removes it`,
+    STRACE,
+    async () => {
+      await using outer = await openTemp();
+      const left = leftover(outer.root);
+      const under = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        resolve(outer.projectDir, "trace"),
+      ]
+        .concat("-e", "trace=flock", "-e", `inject=flock:error=${error}`);
+      await using owner = script(
+        `await using cog = await open(args[0]);
+       const scratch = await cog.tempPath();
+       Deno.writeTextFileSync(scratch + "/file", "");
+       console.log("staged");
+       await heard();
+       console.log([...Deno.readDirSync(scratch)].length);`,
+        [outer.projectDir],
+        undefined,
+        { under },
+      );
+      await owner.line();
+      assertEquals(reserved(outer.root).length, 3);
+      assertEquals(exists(left), true);
+      const cog = await open(outer.projectDir);
+      await cog.tempPath();
+      await cog.close();
+      assertEquals(reserved(outer.root).length, 1);
+      await owner.go();
+      assertEquals(await owner.line(), "1");
+      await owner.ended();
+      assertEquals(names(outer.root), [".gitignore"]);
+    },
+  );
+}
+
+Deno.test(
+  "tempPath({ dir }) is on the disk of that directory: a file is renamed into place",
+  LINKS,
+  async () => {
+    using disk = otherDisk();
+    await using cog = await openTemp();
+    Deno.symlinkSync(disk.path, resolve(cog.root, "cache"));
+    const inner = await open(cog.projectDir);
+    const scratch = await inner.tempPath({ dir: "cache" });
+    assertEquals(resolve(scratch, ".."), resolve(cog.root, "cache"));
+    Deno.writeTextFileSync(resolve(scratch, "new"), "weights");
+    Deno.renameSync(
+      resolve(scratch, "new"),
+      await inner.filePath("cache/weights"),
+    );
+    assertEquals(exists(leftover(disk.path)), true);
+    await inner.tempPath({ dir: "cache/./deep/.." });
+    await inner.close();
+    assertEquals(names(disk.path), ["weights"]);
+    for (const dir of ["..", "cog.lock", "/x"]) {
+      await assertRejects(() => cog.tempPath({ dir }), TypeError, `"${dir}"`);
+    }
+    assertEquals(
+      await cog.tempPath({}).then((it) => resolve(it, "..")),
+      cog.root,
+    );
+    await cog.tempPath({ dir: "a/b" });
+    assertEquals(reserved(resolve(cog.root, "a", "b")).length, 2);
+  },
+);
+
+// Others who still write
+
+for (const name of [undefined, "staging"]) {
+  Deno.test(
+    `close() and tempPath(${
+      name ?? ""
+    }) wait for a child that writes on for a moment, whatever the timers`,
+    {
+      ignore: WINDOWS || !has("bash"),
+    },
+    async () => {
+      using dir = scene();
+      const code = `
+      globalThis.setTimeout = () => 0;
+      const writer = (path) => {
+        const write = 'for i in {1..2000}; do echo > "$0/$i"; done';
+        const command = new Deno.Command("bash", { args: ["-c", write, path] });
+        return command.spawn();
+      };
+      const cog = await open(args[0]);
+      const name = args[1] || undefined;
+      const scratch = await cog.tempPath(name);
+      const child = writer(scratch);
+      while ([...Deno.readDirSync(scratch)].length < 20);
+      if (name) await cog.tempPath(name);
+      await cog.close();
+      console.log([...Deno.readDirSync(cog.root)].length);
+      child.kill();
+      await child.status;`;
+      const stderr = "null" as const;
+      await using child = script(code, [dir.path, name ?? ""], undefined, {
+        stderr,
+      });
+      assertEquals(await child.line(), "1");
+    },
+  );
 }
 
 // Exits

@@ -1,9 +1,36 @@
 import { normalize as posixNormalize } from "@std/path/posix/normalize";
 import { normalize as windowsNormalize } from "@std/path/windows/normalize";
-import { isReserved } from "./_scratch.ts";
 
 /** The name of the lock file inside the state directory. */
 export const LOCK_NAME = "cog.lock";
+
+const UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}";
+const SCRATCH_LOCK = new RegExp(`^(\\.scratch-${UUID})\\.lock$`);
+const TRASH = new RegExp(`^\\.trash-${UUID}$`);
+const RESERVED = new RegExp(
+  `^\\.(scratch-${UUID}(\\.lock)?|trash-${UUID})$`,
+  "i",
+);
+
+/** A new name for nameless scratch, and that of its lock file. */
+export function newScratchName(): { name: string; lockName: string } {
+  const name = `.scratch-${crypto.randomUUID()}`;
+  return { name, lockName: `${name}.lock` };
+}
+
+/** The name of the scratch that a lock file belongs to. */
+export function scratchNameOf(lockName: string): string | undefined {
+  return SCRATCH_LOCK.exec(lockName)?.[1];
+}
+
+/** A new name for what nobody needs any more. Anybody may delete it. */
+export function newTrashName(): string {
+  return `.trash-${crypto.randomUUID()}`;
+}
+
+export function isTrashName(name: string): boolean {
+  return TRASH.test(name);
+}
 
 /** Names of something else on Windows: streams, short names, devices. */
 const ALIAS =
@@ -15,11 +42,15 @@ export function objection(name: string, windows: boolean): string | undefined {
   const separator = windows ? "\\" : "/";
   const parts = path.split(separator).filter((part) => part && part !== ".");
   if (name.includes("\0")) return "contains a NUL";
+  // Two of those can be one file.
+  if (!name.isWellFormed()) return "is not well-formed Unicode";
   if (path.startsWith(separator)) return "is absolute";
   if (/^[a-z]:/i.test(name)) return "begins with a drive letter";
   if (parts[0] === "..") return "leads outside";
   if (parts[0]?.toLowerCase() === LOCK_NAME) return "is for the lock file";
-  if (parts.some(isReserved)) return "is reserved for scratch";
+  if (parts.some((part) => RESERVED.test(part))) {
+    return "is reserved for scratch";
+  }
   if (windows && parts.some((part) => ALIAS.test(part))) {
     return "is special on Windows";
   }

@@ -1,0 +1,92 @@
+import { quietly } from "../_error.ts";
+import { clock, pause } from "../_lock/clock.ts";
+import { joinName, parentOf } from "../_path.ts";
+import { codeOf, isFull, isGone, isInUse } from "./errors.ts";
+import { register, unregister } from "./exit.ts";
+import { newTrashName } from "./names.ts";
+
+const RECURSIVE = { recursive: true };
+
+/** Something to delete, whatever it is. */
+export class Tree {
+  /**
+   * @param path Where it is.
+   * @param home Where it returns to if it cannot be deleted.
+   * @param lockPath Its lock file, which goes last.
+   */
+  constructor(
+    readonly path: string,
+    readonly home: string = path,
+    readonly lockPath?: string,
+  ) {}
+
+  /** Moves what exists at the path aside in one step, if anything does. */
+  static moveAside(path: string): Tree | undefined {
+    const aside = joinName(parentOf(path), newTrashName());
+    try {
+      Deno.renameSync(path, aside);
+      return new Tree(aside, path);
+    } catch (error) {
+      if (error instanceof Deno.errors.NotFound) return undefined;
+      // An overlay cannot move a directory of a lower layer, a full btrfs none.
+      if (codeOf(error) === "EXDEV" || isFull(error)) return new Tree(path);
+      throw error;
+    }
+  }
+
+  /** Deletes it, and tries for 0.3 s if others still use it. */
+  async delete(): Promise<void> {
+    register(this);
+    try {
+      const end = clock.now() + 300;
+      while (!await this.#tryDelete(clock.now() < end)) await pause(20);
+      this.#deleteLock();
+    } catch (error) {
+      this.putBack();
+      throw error;
+    } finally {
+      unregister(this);
+    }
+  }
+
+  async #tryDelete(mayRetry: boolean): Promise<boolean> {
+    try {
+      await Deno.remove(this.path, RECURSIVE);
+      return true;
+    } catch (error) {
+      // If only a part of it is gone, another one is deleting it too.
+      if (isGone(error) && !exists(this.path)) return true;
+      if (mayRetry && (isGone(error) || isInUse(error))) return false;
+      // The user does not know where it stands aside.
+      const { message } = error as Error;
+      (error as Error).message = message.replaceAll(this.path, this.home);
+      throw error;
+    }
+  }
+
+  /** Deletes it at once, without throwing. */
+  deleteAtExit(): void {
+    try {
+      Deno.removeSync(this.path, RECURSIVE);
+      this.#deleteLock();
+    } catch {
+      this.putBack();
+    }
+  }
+
+  #deleteLock(): void {
+    const { lockPath } = this;
+    if (lockPath !== undefined) quietly(() => Deno.removeSync(lockPath));
+  }
+
+  /** Moves what is left of it back home, if that is free. */
+  putBack(): void {
+    if (!exists(this.home)) {
+      quietly(() => Deno.renameSync(this.path, this.home));
+    }
+  }
+}
+
+function exists(path: string): boolean {
+  return quietly(() => Deno.lstatSync(path)) !== undefined;
+}
