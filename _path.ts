@@ -1,22 +1,14 @@
 // The entry points of `@std/path` for every system read `globalThis.process`.
 // Deno then loads `node:process`, which takes most of the start-up time.
-import { dirname as posixDirname } from "@std/path/posix/dirname";
 import { fromFileUrl as posixFromFileUrl } from "@std/path/posix/from-file-url";
-import { isAbsolute as posixIsAbsolute } from "@std/path/posix/is-absolute";
 import { normalize as posixNormalize } from "@std/path/posix/normalize";
-import { dirname as windowsDirname } from "@std/path/windows/dirname";
 import { fromFileUrl as windowsFromFileUrl } from "@std/path/windows/from-file-url";
-import { isAbsolute as windowsIsAbsolute } from "@std/path/windows/is-absolute";
 import { resolve as windowsResolve } from "@std/path/windows/resolve";
 import { explain } from "./_error.ts";
 
 export const WINDOWS = Deno.build.os === "windows";
 
 const fromFileUrl = WINDOWS ? windowsFromFileUrl : posixFromFileUrl;
-const isAbsolute = WINDOWS ? windowsIsAbsolute : posixIsAbsolute;
-
-/** The directory that contains what is at an absolute path. */
-export const parentOf = WINDOWS ? windowsDirname : posixDirname;
 
 /**
  * The absolute path of a path or a file URL, in the words of the system. Only
@@ -25,25 +17,29 @@ export const parentOf = WINDOWS ? windowsDirname : posixDirname;
  */
 export function toPath(path: string | URL): string {
   const local = path instanceof URL ? fromFileUrl(path) : path;
-  return isAbsolute(local) ? tidy(local) : join(workingDirectory(local), local);
+  if (WINDOWS) return windowsResolve(workingDirectory(local), local);
+  return tidy(
+    local.startsWith("/") ? local : `${workingDirectory(local)}/${local}`,
+  );
 }
 
 /** The path of what has the relative name in a directory. */
 export function joinName(directory: string, name: string): string {
-  return join(directory, WINDOWS ? name : posixNormalize(name));
-}
-
-function join(directory: string, path: string): string {
   return WINDOWS
-    ? windowsResolve(directory, path)
-    : tidy(`${directory}/${path}`);
+    ? windowsResolve(directory, name)
+    : tidy(`${directory}/${posixNormalize(name)}`);
 }
 
-/** Leaves out `.` and empty parts, and on Windows also resolves `..`. */
+/** The directory that contains what is at an absolute path. */
+export function parentOf(path: string): string {
+  return WINDOWS
+    ? windowsResolve(path, "..")
+    : path.slice(0, path.lastIndexOf("/")) || "/";
+}
+
+/** Leaves out `.` and empty parts of an absolute path. */
 function tidy(path: string): string {
-  return WINDOWS
-    ? windowsResolve(path)
-    : path.replace(/(\/\.?)+(?=\/|$)/g, "") || "/";
+  return path.replace(/(\/\.?)+(?=\/|$)/g, "") || "/";
 }
 
 function workingDirectory(path: string): string {

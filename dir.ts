@@ -14,11 +14,15 @@
  */
 
 import { ensureDirSync } from "@std/fs/ensure-dir";
-import { register } from "./_dir/exit.ts";
 import { LOCK_NAME, objection } from "./_dir/names.ts";
-import { createNamed, createNameless, type Scratch } from "./_dir/scratch.ts";
+import {
+  createNamed,
+  createNameless,
+  refuseLinks,
+  type Scratch,
+} from "./_dir/scratch.ts";
 import { sweep } from "./_dir/sweep.ts";
-import { Tree } from "./_dir/tree.ts";
+import { register, Tree } from "./_dir/tree.ts";
 import { explain, quietly } from "./_error.ts";
 import { acquire, releaseOf, tryAcquire } from "./_lock/mutex.ts";
 import { joinName, parentOf, toPath, WINDOWS } from "./_path.ts";
@@ -121,13 +125,7 @@ export async function openTemp(): Promise<Dir> {
   const cog = construct(project);
   const tree = new Tree(project);
   register(tree);
-  cog.defer(async () => {
-    try {
-      await tree.delete();
-    } catch (error) {
-      throw explain(`Cannot remove ${project}`, error);
-    }
-  });
+  cog.defer(() => tree.remove());
   try {
     createRoot(project);
     return cog;
@@ -148,7 +146,8 @@ let construct: (project: string) => Dir;
  * opens one for each piece of work. After `close()` every other method fails with
  * {@linkcode Deno.errors.BadResource}.
  *
- * Names are relative to `.cog/`. The methods refuse these with a `TypeError`,
+ * Names are relative to `.cog/`, and `..` in them leads back in the text, also
+ * behind a symbolic link. The methods refuse these with a `TypeError`,
  * before they touch the disk:
  *
  * - an absolute path, and a name that begins with a drive letter
@@ -402,8 +401,8 @@ export class Dir implements AsyncDisposable {
    *
    * If this handle closes during the wait, the promise rejects at once. But a
    * wait without a signal goes on in the operating system: it keeps the process
-   * alive until the lock is free, and then holds the lock until the event loop
-   * turns. A synchronous call that needs the lock, such as
+   * alive until the lock is free, holds one of the two places that
+   * {@linkcode lock} names, and then holds the lock until the event loop turns. A synchronous call that needs the lock, such as
    * `new Deno.Command("cog", { args: ["build"] }).outputSync()`, can hang after
    * such a close. Use a signal if you may close while you wait.
    *
@@ -432,6 +431,7 @@ export class Dir implements AsyncDisposable {
    * ```
    */
   lock(options: LockOptions = {}): Promise<Release> {
+    if (this.#closed) return Promise.reject(this.#closedError("lock"));
     return acquire(this.#lockFile, options, this.#closing.signal);
   }
 
@@ -457,6 +457,7 @@ export class Dir implements AsyncDisposable {
    * ```
    */
   tryLock(): Promise<Release | null> {
+    if (this.#closed) return Promise.reject(this.#closedError("lock"));
     return tryAcquire(this.#lockFile, this.#closing.signal);
   }
 
@@ -501,8 +502,11 @@ export class Dir implements AsyncDisposable {
   }
 
   #assertOpen(tried: string): void {
-    if (!this.#closing.signal.aborted) return;
-    throw new Deno.errors.BadResource(
+    if (this.#closing.signal.aborted) throw this.#closedError(tried);
+  }
+
+  #closedError(tried: string): Error {
+    return new Deno.errors.BadResource(
       `Cannot ${tried} in ${this.root}: the handle is closed; open another`,
     );
   }
@@ -597,18 +601,5 @@ function createPath(path: string): string {
     return path;
   } catch (error) {
     throw explain(`Cannot create ${path}`, error);
-  }
-}
-
-function refuseLinks(root: string, path: string): void {
-  let parent = parentOf(path);
-  while (parent !== root) {
-    if (quietly(() => Deno.lstatSync(parent))?.isSymlink) {
-      throw new Deno.errors.NotADirectory(
-        `Cannot create scratch ${path}: ${parent} is a symbolic link; ` +
-          `use a name that does not lead through one`,
-      );
-    }
-    parent = parentOf(parent);
   }
 }

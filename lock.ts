@@ -40,7 +40,8 @@ export interface LockOptions {
    * Called once, after `lock()` has returned its promise, if the caller must wait.
    *
    * It is the place to say what the program waits for. If it throws, `lock()`
-   * rejects with that error, and does not hold the lock.
+   * rejects with that error, unless it is aborted before. A promise that it returns
+   * is not awaited.
    */
   onWait?: () => void;
 }

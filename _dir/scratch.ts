@@ -1,12 +1,9 @@
-import { explain, quietly } from "../_error.ts";
-import { isSame } from "../_identity.ts";
+import { explain, isFull, isGone, isRace, quietly } from "../_error.ts";
 import { pause } from "../_lock/clock.ts";
-import { isCurrent, openFile, tryFile } from "../_lock/file.ts";
+import { isCurrent, isSame, openFile, tryFile } from "../_lock/file.ts";
 import { joinName, parentOf, WINDOWS } from "../_path.ts";
-import { isFull, isGone, isRace } from "./errors.ts";
-import { register, registeredAt, unregister } from "./exit.ts";
 import { newScratchName, newTrashName } from "./names.ts";
-import { Tree } from "./tree.ts";
+import { register, registeredAt, Tree, unregister } from "./tree.ts";
 
 /** An empty directory with one owner, which deletes it. */
 export abstract class Scratch {
@@ -204,5 +201,19 @@ async function retry(
       else if (tries > 1) await pause(tries * Math.random());
     }
     await makeWay();
+  }
+}
+
+/** Scratch that is reached by a link might be outside the root. */
+export function refuseLinks(root: string, path: string): void {
+  let parent = parentOf(path);
+  while (parent !== root) {
+    if (quietly(() => Deno.lstatSync(parent))?.isSymlink) {
+      throw new Deno.errors.NotADirectory(
+        `Cannot create scratch ${path}: ${parent} is a symbolic link; ` +
+          `use a name that does not lead through one`,
+      );
+    }
+    parent = parentOf(parent);
   }
 }

@@ -1,9 +1,8 @@
 import { quietly } from "../_error.ts";
 import { tryOpen } from "../_lock/file.ts";
 import { joinName } from "../_path.ts";
-import { registeredAt } from "./exit.ts";
 import { isTrashName, scratchNameOf } from "./names.ts";
-import { Tree } from "./tree.ts";
+import { registeredAt, Tree } from "./tree.ts";
 
 /** Deletes what crashes have left in a directory, and nothing that has an owner. */
 export async function sweep(directory: string): Promise<void> {

@@ -1,11 +1,44 @@
-import { quietly } from "../_error.ts";
+import {
+  codeOf,
+  explain,
+  isFull,
+  isGone,
+  isInUse,
+  quietly,
+} from "../_error.ts";
 import { clock, pause } from "../_lock/clock.ts";
 import { joinName, parentOf } from "../_path.ts";
-import { codeOf, isFull, isGone, isInUse } from "./errors.ts";
-import { register, unregister } from "./exit.ts";
 import { newTrashName } from "./names.ts";
 
 const RECURSIVE = { recursive: true };
+
+/** What an exit deletes. */
+interface Exiting {
+  readonly path: string;
+  deleteAtExit(): void;
+}
+
+/** By their paths, of which each has one owner. */
+const exits = new Map<string, Exiting>();
+
+function deleteAll(): void {
+  for (const it of exits.values()) it.deleteAtExit();
+}
+
+/** Has an exit delete it, in the place of what it deletes at that path so far. */
+export function register(it: Exiting): void {
+  exits.set(it.path, it);
+  addEventListener("unload", deleteAll);
+}
+
+export function unregister(it: Exiting): void {
+  if (registeredAt(it.path) === it) exits.delete(it.path);
+  if (exits.size === 0) removeEventListener("unload", deleteAll);
+}
+
+export function registeredAt(path: string): Exiting | undefined {
+  return exits.get(path);
+}
 
 /** Something to delete, whatever it is. */
 export class Tree {
@@ -31,6 +64,15 @@ export class Tree {
       // An overlay cannot move a directory of a lower layer, a full btrfs none.
       if (codeOf(error) === "EXDEV" || isFull(error)) return new Tree(path);
       throw error;
+    }
+  }
+
+  /** Deletes it, and says what was tried if it cannot. */
+  async remove(): Promise<void> {
+    try {
+      await this.delete();
+    } catch (error) {
+      throw explain(`Cannot remove ${this.home}`, error);
     }
   }
 

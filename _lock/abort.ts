@@ -1,3 +1,5 @@
+import { quietly } from "../_error.ts";
+
 /** The functions that the abort of one signal calls. */
 class Calls extends Set<() => void> implements EventListenerObject {
   handleEvent(): void {
@@ -7,19 +9,41 @@ class Calls extends Set<() => void> implements EventListenerObject {
 
 const callsOf = new WeakMap<AbortSignal, Calls>();
 
+type Signals = readonly (AbortSignal | undefined)[];
+
 /**
- * Calls a function when the signal is aborted, until it is disposed of. A signal
- * gets one listener for all, since the removal of one of many takes long.
+ * Calls a function when a signal is aborted, until it is disposed of. Each signal
+ * gets one listener for all: to remove one, Deno looks through all that it has.
  */
-export function onAbort(signal: AbortSignal, call: () => void): Disposable {
-  const calls = callsOf.get(signal) ?? new Calls();
-  callsOf.set(signal, calls);
-  if (calls.size === 0) signal.addEventListener("abort", calls);
-  calls.add(call);
-  return {
-    [Symbol.dispose]() {
+export function onAbort(
+  signals: Signals,
+  abandon: (reason: unknown) => void,
+): Disposable {
+  const stack = new DisposableStack();
+  for (const signal of signals) {
+    if (!signal) continue;
+    const calls = callsOf.get(signal) ?? new Calls();
+    callsOf.set(signal, calls);
+    if (calls.size === 0) signal.addEventListener("abort", calls);
+    const call = () => abandon(signal.reason);
+    calls.add(call);
+    stack.defer(() => {
       calls.delete(call);
-      if (calls.size === 0) signal.removeEventListener("abort", calls);
-    },
-  };
+      if (calls.size > 0) return;
+      // A signal of one's own class may throw, and the lock is granted by then.
+      quietly(() => signal.removeEventListener("abort", calls));
+    });
+  }
+  return stack;
+}
+
+/** Passes on what was acquired, unless it was abandoned in the meantime. */
+export function unlessAborted<T extends Disposable>(
+  acquired: T,
+  signals: Signals,
+): T {
+  const aborted = signals.find((signal) => signal?.aborted);
+  if (!aborted) return acquired;
+  acquired[Symbol.dispose]();
+  throw aborted.reason;
 }

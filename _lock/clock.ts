@@ -1,4 +1,5 @@
-const { performance, setTimeout, clearTimeout } = globalThis;
+const { setTimeout, clearTimeout } = globalThis;
+const now = performance.now.bind(performance);
 
 type Timer = ReturnType<typeof setTimeout>;
 
@@ -8,7 +9,7 @@ type Timer = ReturnType<typeof setTimeout>;
  */
 export const clock = {
   /** The milliseconds since this thread began. */
-  now: (): number => performance.now(),
+  now,
   setTimeout: (end: () => void, ms: number): Timer => setTimeout(end, ms),
   clearTimeout: (timer: Timer): void => clearTimeout(timer),
 };

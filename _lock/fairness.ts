@@ -9,32 +9,32 @@ const LONGEST = 110;
  * in proportion to its streak, and a shorter pause does not end that.
  */
 export class Streak {
-  #since = -Infinity;
-  /** The last release. */
-  #until = -Infinity;
-  #gap = 0;
+  #since = 0;
+  /** When the path will have been free for long enough. */
+  #overAt = 0;
+  #isLong = false;
 
   /** The path is held from now on. */
-  resume(): void {
-    const now = clock.now();
-    if (now >= this.#until + this.#gap) this.#since = now;
+  begin(): void {
+    if (this.isOver) this.#since = clock.now();
   }
 
   /** The path is free from now on. */
-  pause(): void {
-    this.#until = clock.now();
+  end(): void {
+    const now = clock.now();
+    const length = now - this.#since;
     // A random share, to fall out of step with others' regular tries.
     const share = 0.05 + 0.1 * Math.random();
-    this.#gap = Math.min(share * (this.#until - this.#since), LONGEST);
+    this.#overAt = now + Math.min(share * length, LONGEST);
+    this.#isLong = length >= 100;
+  }
+
+  get isOver(): boolean {
+    return clock.now() >= this.#overAt;
   }
 
   /** The milliseconds for which the path must still be left to others. */
   get owed(): number {
-    if (this.#until - this.#since < 100) return 0;
-    return Math.max(this.#until + this.#gap - clock.now(), 0);
-  }
-
-  get isOver(): boolean {
-    return clock.now() >= this.#until + this.#gap;
+    return this.#isLong ? Math.max(this.#overAt - clock.now(), 0) : 0;
   }
 }

@@ -1,5 +1,4 @@
 import { explain, quietly } from "../_error.ts";
-import { isSame } from "../_identity.ts";
 import { parentOf } from "../_path.ts";
 
 /** The locked file at the path, or `undefined` if somebody else has the lock. */
@@ -78,9 +77,18 @@ export function isCurrent(path: string, file: Deno.FsFile): boolean {
   }
 }
 
+/**
+ * Whether both are of one file or directory, and the open one is not deleted. The
+ * birth time tells them apart where inode numbers are missing, rounded or reused.
+ */
+export function isSame(open: Deno.FileInfo, other: Deno.FileInfo): boolean {
+  return open.nlink !== 0 && open.dev === other.dev && open.ino === other.ino &&
+    open.birthtime?.getTime() === other.birthtime?.getTime();
+}
+
 /** Some file systems have no locks, and answer with one of many errors. */
 function refusedBySystem(path: string, error: unknown): Error {
-  const advice = "its file system refuses the lock; use a file on another one";
+  const advice = "its file system refuses to; a file on another one may work";
   return explain(`Cannot lock ${path}: ${advice}`, error);
 }
 

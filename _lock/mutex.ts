@@ -8,11 +8,11 @@
 import { quietly } from "../_error.ts";
 import { toPath } from "../_path.ts";
 import type { LockOptions, Release } from "../lock.ts";
-import { onAbort } from "./abort.ts";
+import { onAbort, unlessAborted } from "./abort.ts";
 import { clock } from "./clock.ts";
 import { Streak } from "./fairness.ts";
 import { isCurrent, openFile, tryFile, tryOpen, waitForFile } from "./file.ts";
-import { pauseAfter, tryBurst } from "./polling.ts";
+import { pauseAfter, places, tryBurst } from "./polling.ts";
 
 /**
  * Acquires the lock. The abort of `owner` abandons the wait as that of the
@@ -27,8 +27,8 @@ export async function acquire(
   owner?.throwIfAborted();
   const mutex = mutexAt(toPath(path));
   const free = mutex.owesGap ? undefined : mutex.try(owner);
-  const release = await (free ?? mutex.wait(onWait, signal, owner));
-  return confirm(release, signal, owner);
+  const release = await (free ?? mutex.queue(onWait, signal, owner));
+  return unlessAborted(release, [signal, owner]);
 }
 
 /** Acquires the lock if it is free. */
@@ -38,23 +38,12 @@ export async function tryAcquire(
 ): Promise<Release | null> {
   owner?.throwIfAborted();
   const release = await mutexAt(toPath(path)).try(owner);
-  return release ? confirm(release, owner) : null;
-}
-
-/** Undoes an acquisition that was abandoned before the caller heard of it. */
-function confirm(
-  release: Release,
-  ...signals: (AbortSignal | undefined)[]
-): Release {
-  const aborted = signals.find((signal) => signal?.aborted);
-  if (!aborted) return release;
-  release();
-  throw aborted.reason;
+  return release ? unlessAborted(release, [owner]) : null;
 }
 
 /** Releases the lock if the owner has it. */
 export function releaseOf(owner: AbortSignal, path: string): void {
-  mutexAt(toPath(path)).releaseOf(owner);
+  mutexes.get(toPath(path))?.releaseOf(owner);
 }
 
 /** One call that waits for the lock. */
@@ -63,6 +52,11 @@ interface Waiter extends PromiseWithResolvers<Release> {
   readonly owner: AbortSignal | undefined;
   /** Why it was abandoned, though perhaps too late to reject. */
   abandoned?: { reason: unknown };
+}
+
+/** A run of what serves the waiters, and the file that the system waits for. */
+interface Service {
+  file?: Deno.FsFile;
 }
 
 /** The mutexes of this thread, by path. */
@@ -86,18 +80,6 @@ function mutexAt(path: string): Mutex {
   return mutex;
 }
 
-/**
- * How many waits may stand in the operating system at once. Each one occupies a
- * thread of the pool that all of Deno's file operations share. Before Deno 2.9.6
- * it has 32, and on Windows four for each core:
- * https://github.com/denoland/deno/issues/22504
- */
-const MAX_BLOCKED = 2;
-let blocked = 0;
-
-/** The mutexes that poll since so many block already, in the order of asking. */
-const seekers = new Set<Mutex>();
-
 /** All that this thread does with the lock on one path. */
 class Mutex {
   readonly #path: string;
@@ -109,23 +91,20 @@ class Mutex {
 
   /** In the order in which they asked. */
   readonly #waiters = new Set<Waiter>();
-  /** Kept, with the last of its results: a new one steps over all who have left. */
-  readonly #turns = this.#waiters.values();
-  #turn: Waiter | undefined;
   /** The waiters without a signal, after their `onWait`. */
   readonly #blockers = new Set<Waiter>();
 
-  #isServed = false;
+  #service: Service | undefined;
   #gap: Promise<void> | undefined;
   /** Ends the pause, if any. */
-  #wake = () => {};
+  wake = (): void => {};
 
   constructor(path: string) {
     this.#path = path;
   }
 
   get isIdle(): boolean {
-    return !this.#held && this.#waiters.size === 0 && !this.#isServed &&
+    return !this.#held && this.#waiters.size === 0 && !this.#service &&
       this.#streak.isOver;
   }
 
@@ -141,19 +120,18 @@ class Mutex {
   }
 
   /** Waits in the queue of this thread. */
-  async wait(
+  async queue(
     onWait: LockOptions["onWait"],
     signal: AbortSignal | undefined,
     owner: AbortSignal | undefined,
   ): Promise<Release> {
     const since = clock.now();
     const waiter: Waiter = { ...Promise.withResolvers(), since, owner };
-    using listening = new DisposableStack();
-    for (const it of [signal, owner]) {
-      if (it) listening.use(onAbort(it, () => this.#fail(waiter, it.reason)));
-    }
+    const fail = (reason: unknown) => this.#fail(waiter, reason);
+    using _listening = onAbort([signal, owner], fail);
+    this.#leaveStaleWait();
     this.#waiters.add(waiter);
-    if (!this.#held && !this.#isServed) this.#serve();
+    if (!this.#held && !this.#service) this.#serve();
     this.#announce(waiter, onWait, !signal);
     const release = await waiter.promise;
     if (!waiter.abandoned) return release;
@@ -168,7 +146,7 @@ class Mutex {
   #hold(file: Deno.FsFile, owner: AbortSignal | undefined): Release {
     this.#held = file;
     this.#owner = owner;
-    this.#streak.resume();
+    this.#streak.begin();
     const release: Release = () => this.#release(file);
     release[Symbol.dispose] = release;
     return release;
@@ -180,8 +158,8 @@ class Mutex {
     // Closing frees it too, but on Windows that may take a while.
     quietly(() => file.unlockSync());
     file.close();
-    this.#streak.pause();
-    if (this.#isServed) this.#wake();
+    this.#streak.end();
+    if (this.#service) this.wake();
     else if (this.#waiters.size > 0) this.#serve();
   }
 
@@ -194,7 +172,7 @@ class Mutex {
   #leave(waiter: Waiter): void {
     this.#waiters.delete(waiter);
     this.#blockers.delete(waiter);
-    this.#wake();
+    this.wake();
   }
 
   /** Calls `onWait`, unless the wait was only to give way and is over. */
@@ -212,28 +190,27 @@ class Mutex {
     }
     if (!mayBlock || !this.#waiters.has(waiter)) return;
     this.#blockers.add(waiter);
-    this.#wake();
+    this.wake();
   }
 
-  /** The first waiter. */
   get #first(): Waiter | undefined {
-    if (this.#waiters.size === 0) return undefined;
-    while (!this.#turn || !this.#waiters.has(this.#turn)) {
-      this.#turn = this.#turns.next().value;
-    }
-    return this.#turn;
+    return this.#waiters.values().next().value;
   }
 
   /** Gets the lock, and grants it to whoever is first by then. */
   async #serve(): Promise<void> {
-    this.#isServed = true;
+    const service: Service = this.#service = {};
     if (this.owesGap) await (this.#gap = this.#giveWay());
     while (this.#waiters.size > 0 && !this.#held) {
       using opened = new DisposableStack();
       try {
         const file = opened.use(openFile(this.#path));
-        if (!tryFile(this.#path, file) && !await this.#wait(file)) continue;
+        if (!tryFile(this.#path, file) && !await this.#wait(file, service)) {
+          continue;
+        }
+        if (this.#service !== service) return;
         if (!isCurrent(this.#path, file)) {
+          opened.dispose();
           await this.#pause(1); // some file systems show another file each time
           continue;
         }
@@ -246,15 +223,21 @@ class Mutex {
         for (const waiter of this.#waiters) this.#fail(waiter, error);
       }
     }
-    this.#isServed = false;
+    if (this.#service === service) this.#service = undefined;
   }
 
   /** Waits until the file is locked, or until all have left: tells which. */
-  async #wait(file: Deno.FsFile): Promise<boolean> {
+  async #wait(file: Deno.FsFile, service: Service): Promise<boolean> {
     try {
       do {
-        if (this.#mayBlock()) {
-          if (await this.#block(file)) return true;
+        if (this.seeksPlace && places.take(this)) {
+          service.file = file;
+          try {
+            if (await waitForFile(this.#path, file)) return true;
+          } finally {
+            service.file = undefined;
+            places.free();
+          }
         } else {
           const waited = clock.now() - this.#first!.since;
           await this.#pause(pauseAfter(waited));
@@ -263,30 +246,23 @@ class Mutex {
       } while (!tryBurst(() => tryFile(this.#path, file)));
       return true;
     } finally {
-      seekers.delete(this);
+      places.forget(this);
     }
   }
 
-  #mayBlock(): boolean {
-    if (this.#blockers.size === 0) return false;
-    if (blocked < MAX_BLOCKED) return true;
-    seekers.add(this);
-    return false;
+  /**
+   * Stops serving by a wait in the system that all have left, if it is for a file
+   * that was deleted since.
+   */
+  #leaveStaleWait(): void {
+    const file = this.#service?.file;
+    if (file && this.#waiters.size === 0 && !isCurrent(this.#path, file)) {
+      this.#service = undefined;
+    }
   }
 
-  async #block(file: Deno.FsFile): Promise<boolean> {
-    blocked++;
-    try {
-      return await waitForFile(this.#path, file);
-    } finally {
-      blocked--;
-      for (const seeker of seekers) {
-        seekers.delete(seeker);
-        if (seeker.#blockers.size === 0) continue;
-        seeker.#wake();
-        break;
-      }
-    }
+  get seeksPlace(): boolean {
+    return this.#blockers.size > 0;
   }
 
   async #giveWay(): Promise<void> {
@@ -299,7 +275,7 @@ class Mutex {
   /** Ends early if woken, since something has changed. */
   async #pause(ms: number): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
-    this.#wake = resolve;
+    this.wake = resolve;
     const timer = clock.setTimeout(resolve, ms);
     await promise;
     clock.clearTimeout(timer);

@@ -14,6 +14,7 @@ const WINDOW = 10_000;
 
 /** Bursts have used up the thread's time until then. */
 let spent = -WINDOW;
+let lastEnd = 0;
 
 /**
  * Tries once, or in a burst of 1 ms if this thread may: those who wait in the
@@ -24,7 +25,9 @@ export function tryBurst(attempt: () => boolean): boolean {
   if (attempt()) return true;
   const start = clock.now();
   spent = Math.max(spent, start - WINDOW);
-  const end = start + Math.min((start - spent) * SHARE, 1);
+  // The event loop must get its turn, also if many try one after the other.
+  const rest = start - lastEnd;
+  const end = start + Math.min((start - spent) * SHARE, rest, 1);
   let now = start;
   let succeeded = false;
   while (!succeeded && now < end) {
@@ -32,5 +35,53 @@ export function tryBurst(attempt: () => boolean): boolean {
     now = clock.now();
   }
   spent += (now - start) / SHARE;
+  lastEnd = now;
   return succeeded;
 }
+
+/**
+ * How many waits may stand in the operating system at once. Each one occupies a
+ * thread of the pool that all of Deno's file operations share. Before Deno 2.9.6
+ * it has 32, and on Windows four for each core:
+ * https://github.com/denoland/deno/issues/22504
+ */
+const PLACES = 2;
+
+/** One who polls, but only for want of a place. */
+interface Seeker {
+  readonly seeksPlace: boolean;
+  wake(): void;
+}
+
+/** The places in the operating system. */
+class Places {
+  #taken = 0;
+  /** In the order of asking. */
+  readonly #seekers = new Set<Seeker>();
+
+  /** Takes a place, or else wakes the seeker when one is free. */
+  take(seeker: Seeker): boolean {
+    const isFree = this.#taken < PLACES;
+    if (isFree) this.#taken++;
+    this.#seekers[isFree ? "delete" : "add"](seeker);
+    return isFree;
+  }
+
+  free(): void {
+    this.#taken--;
+    this.#wakeNext();
+  }
+
+  /** The seeker has what it waits for, or has given up. */
+  forget(seeker: Seeker): void {
+    if (this.#seekers.delete(seeker)) this.#wakeNext();
+  }
+
+  #wakeNext(): void {
+    if (this.#taken === PLACES) return;
+    for (const seeker of this.#seekers) {
+      if (seeker.seeksPlace) return seeker.wake();
+    }
+  }
+}
+export const places = new Places();

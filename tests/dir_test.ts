@@ -654,6 +654,49 @@ Deno.test("Dir.lock() of a thousand handles that close leaves no place in the qu
   await Promise.all(waiters);
 });
 
+Deno.test("close() releases a lock that was granted in the queue, and none of another", async () => {
+  await using outer = await openTemp();
+  const path = resolve(outer.root, "cog.lock");
+  for (const holder of [outer, { lock: () => lock(path) }]) {
+    const release = await holder.lock();
+    const other = await open(outer.projectDir);
+    const cog = await open(outer.projectDir);
+    const queued = cog.lock();
+    await other.close();
+    assertEquals(isFree(path), false);
+    release();
+    await soon(queued);
+    await cog.close();
+    assertEquals(isFree(path), true);
+  }
+});
+
+Deno.test("Dir.lock() does not join the wait for a file that was deleted", async () => {
+  await using outer = await openTemp();
+  const path = resolve(outer.root, "cog.lock");
+  await using holder = stranger(path);
+  await holder.line();
+  using waits = countWaits();
+  const cog = await open(outer.projectDir);
+  const abandoned = assertRejects(() => cog.lock(), BadResource);
+  await until(() => waits.count === 1);
+  await cog.close();
+  await abandoned;
+  Deno.renameSync(path, `${path}.old`);
+  const release = await outer.lock(); // of a new file
+  const next = outer.lock();
+  release();
+  (await soon(next))();
+  using _theirs = Deno.openSync(path, { write: true });
+  _theirs.lockSync(true);
+  const waiter = outer.lock({ signal: AbortSignal.timeout(20) });
+  await assertRejects(() => waiter, DOMException);
+  Deno.renameSync(`${path}.old`, path);
+  await holder.go(); // the wait that was left ends, though its file is back
+  await holder.ended();
+  (await soon(outer.lock()))();
+});
+
 Deno.test("Dir.lock() joins the wait in the system that a closed handle left behind", async () => {
   await using outer = await openTemp();
   await using holder = stranger(resolve(outer.root, "cog.lock"));

@@ -118,6 +118,19 @@ function fakeStat(
   });
 }
 
+/** Replaces a method of open files, to the end of the block. */
+function replaceOfFiles<K extends "lock" | "tryLockSync">(
+  method: K,
+  by: (real: Deno.FsFile[K], file: Deno.FsFile) => ReturnType<Deno.FsFile[K]>,
+): Disposable {
+  const { prototype } = Deno.FsFile;
+  const real = prototype[method];
+  const replacement = function (this: Deno.FsFile) {
+    return by(real.bind(this) as Deno.FsFile[K], this);
+  };
+  return replace(prototype, method, replacement as Deno.FsFile[K]);
+}
+
 // The file
 
 Deno.test("lock() creates the file, and leaves it there", async () => {
@@ -377,33 +390,36 @@ Deno.test("lock() with a signal tries in bursts, to get in before those who wait
   using dir = scene();
   const holder = theirs(dir.file);
   using time = fakeTime(() => tries = 0);
-  const { prototype } = Deno.FsFile;
-  const { tryLockSync } = prototype;
   let tries = 0;
-  using _ = replace(prototype, "tryLockSync", function (this: Deno.FsFile) {
+  using _ = replaceOfFiles("tryLockSync", (tryLockSync) => {
     if (++tries === 5) holder.unlockSync();
-    return tryLockSync.call(this, true);
+    return tryLockSync(true);
   });
   (await soon(lock(dir.file, { signal: endless() })))();
   assertEquals(time.pauses, [1]);
   holder.close();
 });
 
-Deno.test("lock() with a signal takes a two-hundredth of the thread's time for bursts, whatever it waits for", async () => {
-  using dir = scene();
-  const paths = Array.from({ length: 50 }, (_, i) => `${dir.file}${i}`);
-  const holders = paths.map(theirs);
-  const controller = new AbortController();
-  using time = fakeTime(() => {
-    if (time.now - start > 20_000) controller.abort();
-  });
-  const start = time.now;
-  const waiters = paths.map((path) => lock(path, controller));
-  await soon(Promise.allSettled(waiters));
-  const looked = time.now - start - time.pauses.reduce((a, b) => a + b);
-  // After the first burst of 50 ms, a hundred. The rest is looks at the clock.
-  assert(looked < 160 + 0.01 * time.pauses.length, `${looked} ms`);
-  for (const holder of holders) holder.close();
+Deno.test("lock() with a signal bursts for 1 ms, for 50 ms at first, and for a two-hundredth of the time", async () => {
+  const url = import.meta.resolve("../_lock/polling.ts");
+  const { tryBurst } = await import(`${url}?of its own`);
+  let now = 1000;
+  using _ = replace(clock, "now", () => now += 0.001);
+  const burst = () => {
+    const start = now;
+    tryBurst(() => false);
+    return now - start;
+  };
+  assert(Math.abs(burst() - 1) < 0.02);
+  assert(burst() < 0.02); // the event loop first gets as long
+  for (const [looks, expected] of [[100, 50], [1000, 50]]) {
+    let sum = 0;
+    for (let i = 0; i < looks; i++) {
+      now += 10;
+      sum += burst();
+    }
+    assert(Math.abs(sum - expected) < 10, `${sum} ms`);
+  }
 });
 
 Deno.test("lock() waits though the global timers are replaced", async () => {
@@ -652,6 +668,24 @@ Deno.test("lock() that is abandoned while it gives way leaves the path free", {
   assertEquals(time.pauses.length, 1);
 });
 
+Deno.test("lock() gives way to the end though another is abandoned meanwhile", async () => {
+  using dir = scene();
+  const controller = new AbortController();
+  using time = fakeTime(() => {
+    if (time.pauses.length > 1) return;
+    time.now -= time.pauses[0]; // no time passes
+    controller.abort("reason");
+  });
+  const release = await lock(dir.file);
+  time.now += 1000;
+  release();
+  const abandoned = lock(dir.file, controller);
+  const next = lock(dir.file);
+  assertEquals(await abandoned.catch((reason) => reason), "reason");
+  (await soon(next))();
+  assertEquals(time.pauses.length, 2);
+});
+
 Deno.test("lock() polls again once nobody without a signal waits any more", async () => {
   using dir = scene();
   using waits = countWaits();
@@ -754,33 +788,77 @@ Deno.test("lock() looks again at once when somebody joins, and when a place in t
   for (const waiter of waiters.slice(2)) (await soon(waiter))();
 });
 
-Deno.test("lock() looks no more often at other files when a wait in the system ends", async () => {
+Deno.test("lock() looks at one other file when a wait in the system ends, that of the first who needs its place", async () => {
   using dir = scene();
-  const [busy, ...paths] = [0, 1, 2].map((i) => `${dir.file}${i}`);
+  const paths = Array.from({ length: 5 }, (_, i) => `${dir.file}${i}`);
   const holders = paths.map(theirs);
+  using waits = countWaits();
   using _ = endlessPauses();
   const controller = new AbortController();
-  const others = paths.map((path) => lock(path, controller));
-  const holder = theirs(busy);
-  const waiter = lock(busy);
+  const polling = lock(paths[0], controller);
+  const waiters = paths.slice(1).map((path) => lock(path));
   await delay(0);
-  let tries = 0;
-  const { tryLockSync } = Deno.FsFile.prototype;
-  using _count = replace(
-    Deno.FsFile.prototype,
-    "tryLockSync",
-    function (this: Deno.FsFile) {
-      tries++;
-      return tryLockSync.call(this, true);
+  const tried = new Set<Deno.FsFile>();
+  using _tries = replaceOfFiles("tryLockSync", (tryLockSync, file) => {
+    tried.add(file);
+    return tryLockSync(true);
+  });
+  holders[1].close();
+  (await soon(waiters[0]))();
+  await delay(0);
+  assertEquals(tried.size, 1);
+  assertEquals(waits.count, 3);
+  controller.abort();
+  await polling.catch(() => {});
+  for (const holder of holders) holder[Symbol.dispose]();
+  for (const waiter of waiters) (await soon(waiter))();
+});
+
+Deno.test("lock() asked for just as the last waiter leaves waits like any other", async () => {
+  using dir = scene();
+  using _holder = theirs(dir.file);
+  for (let microtasks = 0; microtasks < 12; microtasks++) {
+    const first = new AbortController();
+    const abandoned = lock(dir.file, first).catch((reason) => reason);
+    await delay(0);
+    first.abort("reason");
+    for (let i = 0; i < microtasks; i++) await null;
+    const second = new AbortController();
+    const next = lock(dir.file, second).catch((reason) => reason);
+    await delay(0);
+    second.abort("too");
+    assertEquals(await next, "too");
+    assertEquals(await abandoned, "reason");
+  }
+});
+
+Deno.test("lock() of many files keeps what is held or left to others, and nothing of the rest", async () => {
+  using dir = scene();
+  let table = new Map<unknown, unknown>();
+  const { set } = Map.prototype;
+  using _ = replace(
+    Map.prototype,
+    "set",
+    function (this: typeof table, key, it) {
+      if (key === dir.file) table = this;
+      return set.call(this, key, it);
     },
   );
-  holder.close();
-  (await soon(waiter))();
-  await delay(0);
-  assertEquals(tries, 0);
-  controller.abort();
-  await Promise.allSettled(others);
-  for (const holder of holders) holder.close();
+  using waits = countWaits();
+  using time = fakeTime();
+  const owed = `${dir.file}.owed`;
+  const release = await lock(dir.file);
+  const releaseOwed = await lock(owed);
+  time.now += 60_000;
+  releaseOwed();
+  for (let i = 0; i < 1000; i++) (await tryLock(`${dir.file}${i}`))!();
+  assert(table.size > 0 && table.size < 500, `${table.size}`);
+  const next = lock(dir.file);
+  (await lock(owed))();
+  assertEquals(time.pauses.length, 1);
+  assertEquals(waits.count, 0);
+  release();
+  (await soon(next))();
 });
 
 Deno.test("lock() of many files leaves the process's other file operations alone, and each wait stands in the system in its turn", async () => {
@@ -1303,22 +1381,29 @@ for (
   );
 }
 
-Deno.test(
-  "lock() waits on where a signal of the system interrupts it",
-  STRACE,
-  async () => {
-    await using it = await taken();
-    const code = `
-    await lock(args[0], { onWait: () => console.log("waiting") });
-    console.log("held");`;
-    const path = resolve(it.file, "..");
-    const under = withoutLocks(path, "EINTR", "1..3"); // of each thread
-    await using child = script(code, [it.file], undefined, { under });
-    assertEquals(await child.line(), "waiting");
-    await it.holder.go();
-    assertEquals(await child.line(), "held");
-  },
-);
+Deno.test("lock() and tryLock() try again where a signal of the system interrupts them", async () => {
+  using dir = scene();
+  let tries = 0;
+  let waits = 0;
+  const interrupt = () => {
+    throw new Deno.errors.Interrupted("as flock(2) may");
+  };
+  using _try = replaceOfFiles(
+    "tryLockSync",
+    (tryLockSync) => ++tries < 3 ? interrupt() : tryLockSync(true),
+  );
+  using _wait = replaceOfFiles(
+    "lock",
+    async (lock) => ++waits < 3 ? interrupt() : await lock(true),
+  );
+  (await tryLock(dir.file))!();
+  const holder = theirs(dir.file);
+  const next = lock(dir.file);
+  await until(() => waits === 3);
+  assertEquals(isFree(dir.file), false);
+  holder.close();
+  (await soon(next))();
+});
 
 Deno.test("lock() refuses a wait that the system breaks off, and leaves nothing open", async () => {
   using dir = scene();

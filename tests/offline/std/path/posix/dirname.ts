@@ -1,2 +1,0 @@
-import { posix as path } from "node:path";
-export const { dirname } = path;

@@ -1,2 +1,0 @@
-import { win32 as path } from "node:path";
-export const { isAbsolute } = path;
