@@ -26,9 +26,9 @@ export function isGone(error: unknown): boolean {
     error instanceof Deno.errors.NotADirectory;
 }
 
-/** Whether others who still use it can be the cause. */
+/** Whether it is still in use, so that a later try may succeed. */
 export function isInUse(error: unknown): boolean {
-  return error instanceof Deno.errors.Busy || codeOf(error) === "ENOTEMPTY" ||
+  return ["EBUSY", "ENOTEMPTY"].includes(codeOf(error) ?? "") ||
     Deno.build.os === "windows" &&
       error instanceof Deno.errors.PermissionDenied;
 }

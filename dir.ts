@@ -272,8 +272,9 @@ export class Dir implements AsyncDisposable {
    * With a name, the file or directory of that name is deleted first. Missing
    * parents are created and stay. Hold the lock until this handle closes: the
    * next `tempPath` of that name deletes your scratch, and a close after the
-   * release may, for a moment, move away the scratch of the next owner. Do not use
-   * the name `build`: the `cog` program removes it without the lock.
+   * release may delete that of the next owner, who takes the name at the same
+   * moment. Do not use the name `build`: the `cog` program removes it without the
+   * lock.
    *
    * Closing removes only the directory that was created here, never one that
    * somebody has put in its place. A directory that was moved away stays.
@@ -282,17 +283,17 @@ export class Dir implements AsyncDisposable {
    * directory then sweeps nameless scratch, and only one of the same name deletes
    * named scratch.
    *
-   * The sweep reaches as far as the lock does, and deletes nothing that has a
-   * living owner. On a file system without locks, nameless scratch of a crash
-   * stays.
+   * The sweep spares scratch that is locked by its living owner, so it relies on
+   * the lock: scratch of another host survives if the lock excludes that host. On a
+   * file system without locks, nameless scratch of a crash stays.
    *
    * A deletion is tried again for 0.3 seconds if somebody still writes into the
    * directory. If it fails, the rest stays, at its old name if possible. Deleting
    * does not follow symbolic links, but enters a mount inside scratch. It is not
    * safe from somebody who swaps a parent for a symbolic link at that moment.
    *
-   * Each scratch directory holds an open file until this handle closes, which the
-   * sanitizers of `deno test` report if that is in another test. In a worker, only
+   * Each scratch directory holds one or two open files until this handle closes,
+   * which the sanitizers of `deno test` report if that is in another test. In a worker, only
    * close is certain to remove scratch.
    *
    * Requires `--allow-read` and `--allow-write` for the project, and for the
@@ -307,6 +308,8 @@ export class Dir implements AsyncDisposable {
    * @throws {Deno.errors.BadResource} If this handle is closed, or closes during
    * the call.
    * @throws {Deno.errors.NotADirectory} If a parent is a file or a symbolic link.
+   * @throws {Deno.errors.AlreadyExists} If a file has the name of
+   * {@linkcode TempPathOptions.dir}.
    * @throws {Deno.errors.PermissionDenied} If the user may not delete what has
    * the name.
    * @throws {Error} A platform-specific error if the directory cannot be created

@@ -12,10 +12,13 @@ const RESERVED = new RegExp(
   "i",
 );
 
-/** A new name for nameless scratch, and that of its lock file. */
-export function newScratchName(): { name: string; lockName: string } {
-  const name = `.scratch-${crypto.randomUUID()}`;
-  return { name, lockName: `${name}.lock` };
+/** A new name for nameless scratch. */
+export function newScratchName(): string {
+  return `.scratch-${crypto.randomUUID()}`;
+}
+
+export function lockNameOf(scratchName: string): string {
+  return `${scratchName}.lock`;
 }
 
 /** The name of the scratch that a lock file belongs to. */

@@ -1,145 +1,151 @@
 import { explain, isFull, isGone, isRace, quietly } from "../_error.ts";
 import { pause } from "../_lock/clock.ts";
-import { isCurrent, isSame, openFile, tryFile } from "../_lock/file.ts";
+import { isSame, tryOpen } from "../_lock/file.ts";
 import { joinName, parentOf, WINDOWS } from "../_path.ts";
-import { newScratchName, newTrashName } from "./names.ts";
+import { lockNameOf, newScratchName, newTrashName } from "./names.ts";
 import { register, registeredAt, Tree, unregister } from "./tree.ts";
 
-/** An empty directory with one owner, which deletes it. */
-export abstract class Scratch {
-  /**
-   * @param path Where it is.
-   * @param file What the owner keeps open as long as it is there.
-   */
-  constructor(readonly path: string, readonly file: Deno.FsFile | undefined) {
+/** The locked file beside nameless scratch, which shows that its owner lives. */
+class Lock {
+  constructor(
+    readonly scratchPath: string,
+    readonly path: string,
+    readonly file: Deno.FsFile,
+  ) {}
+
+  /** Locks a new file, if the file system has locks. */
+  static create(directory: string): Lock | undefined {
+    // A sweep may find a file just before it is locked, but not always.
+    for (let tries = 0; tries < 3; tries++) {
+      const name = newScratchName();
+      const path = joinName(directory, lockNameOf(name));
+      const file = quietly(() => tryOpen(path));
+      if (file) return new Lock(joinName(directory, name), path, file);
+      quietly(() => Deno.removeSync(path));
+    }
+    return undefined;
+  }
+
+  delete(): void {
+    quietly(() => Deno.removeSync(this.path));
+    this.file[Symbol.dispose]();
+  }
+}
+
+/** A directory that is its owner's while it is the one that was created. */
+export class Scratch {
+  readonly path: string;
+  /** Keeps the identity of the directory from being used again. */
+  readonly #directory: Deno.FsFile | undefined;
+  /** Stands in for it on Windows, which opens no directories. */
+  readonly #created: Deno.FileInfo | undefined;
+  readonly #lock: Lock | undefined;
+
+  /** Moves a new directory, which nobody else knows, to the path. */
+  constructor(newborn: string, path: string, lock?: Lock) {
+    using undo = new DisposableStack();
+    undo.defer(() => quietly(() => Deno.removeSync(newborn)));
+    if (WINDOWS) this.#created = Deno.lstatSync(newborn);
+    else this.#directory = undo.use(Deno.openSync(newborn));
+    if (newborn !== path) Deno.renameSync(newborn, path);
+    undo.move();
+    this.path = path;
+    this.#lock = lock;
+    // Version 0.2.0 sweeps a directory that is not locked.
+    quietly(() => this.#directory?.tryLockSync(true));
+    const replaced = registeredAt(path);
+    if (replaced instanceof Scratch) replaced.#close();
     register(this);
   }
 
-  /** Gives it up. The result must be deleted, if it is still the owner's. */
-  protected abstract withdraw(): Tree | undefined;
-
+  /** Deletes it, unless another one has taken its place. */
   async remove(): Promise<void> {
-    using _file = this.file;
-    if (registeredAt(this.path) !== this) return; // another has taken its place
+    using _handles = { [Symbol.dispose]: () => this.#close() };
+    if (registeredAt(this.path) !== this) return;
     unregister(this);
     try {
-      await this.withdraw()?.delete();
+      await this.#withdraw()?.delete();
+      this.#lock?.delete();
     } catch (error) {
       throw explain(`Cannot remove ${this.path}`, error);
     }
   }
 
   deleteAtExit(): void {
-    quietly(() => this.withdraw()?.deleteAtExit());
-  }
-}
-
-/** Scratch that lives as long as its owner holds a lock on the file beside it. */
-class NamelessScratch extends Scratch {
-  readonly #lockPath: string | undefined;
-
-  constructor(path: string, lock?: Deno.FsFile, lockPath?: string) {
-    super(path, lock);
-    this.#lockPath = lockPath;
+    quietly(() => this.#withdraw()?.deleteAtExit());
+    this.#lock?.delete();
   }
 
-  protected withdraw(): Tree {
-    return new Tree(this.path, this.path, this.#lockPath);
-  }
-
-  static create(directory: string): Scratch {
-    const { name, lockName } = newScratchName();
-    const lockPath = joinName(directory, lockName);
-    const lock = lockNewFile(lockPath);
-    if (!lock) {
-      // No lock file has ever been beside this name, so nobody sweeps it.
-      const path = joinName(directory, newScratchName().name);
-      Deno.mkdirSync(path);
-      return new NamelessScratch(path);
-    }
-    try {
-      const path = joinName(directory, name);
-      Deno.mkdirSync(path);
-      return new NamelessScratch(path, lock, lockPath);
-    } catch (error) {
-      quietly(() => Deno.removeSync(lockPath));
-      lock.close();
-      throw error;
-    }
-  }
-}
-
-/** Locks a new file, or leaves none where the file system has no locks. */
-function lockNewFile(path: string): Deno.FsFile | undefined {
-  using opened = new DisposableStack();
-  const file = opened.use(openFile(path));
-  try {
-    if (tryFile(path, file) && isCurrent(path, file)) {
-      opened.move();
-      return file;
-    }
-  } catch {
-    quietly(() => Deno.removeSync(path));
-    return undefined;
-  }
-  throw new Deno.errors.Busy(`${path} is being swept`);
-}
-
-/** Scratch that is the owner's while the directory at its path is the open one. */
-class NamedScratch extends Scratch {
-  /** Stands in for the open directory on Windows, which opens none. */
-  readonly #created: Deno.FileInfo;
-
-  constructor(
-    path: string,
-    directory: Deno.FsFile | undefined,
-    created: Deno.FileInfo,
-  ) {
-    super(path, directory);
-    this.#created = created;
-  }
-
-  protected withdraw(): Tree | undefined {
+  /** Moves it aside, if it is the owner's. */
+  #withdraw(): Tree | undefined {
     if (!this.#isAt(this.path)) return undefined;
     const tree = Tree.moveAside(this.path);
-    if (!tree) return undefined;
-    if (!this.#isAt(tree.path)) {
+    if (tree && !this.#isAt(tree.path)) {
       // Another one has taken its place between these two steps.
       tree.putBack();
       return undefined;
     }
     // The deletion of an open directory takes longer.
-    this.file?.[Symbol.dispose]();
+    this.#directory?.[Symbol.dispose]();
     return tree;
   }
 
   #isAt(path: string): boolean {
     try {
-      return isSame(
-        this.file?.statSync() ?? this.#created,
-        Deno.lstatSync(path),
-      );
+      const own = this.#directory?.statSync() ?? this.#created!;
+      return isSame(own, Deno.lstatSync(path));
     } catch (error) {
       if (isGone(error)) return false;
       throw error;
     }
   }
 
-  /** Begins where nobody else can take its place until it is open. */
-  static create(root: string, path: string): Scratch {
-    const parent = parentOf(path);
-    const newborn = joinName(parent, newTrashName());
+  #close(): void {
+    this.#directory?.[Symbol.dispose]();
+    this.#lock?.file[Symbol.dispose]();
+  }
+}
+
+/** Creates scratch in a directory, at a path that nobody else uses. */
+export async function createNameless(
+  directory: string,
+  swept: Promise<unknown>,
+): Promise<Scratch> {
+  try {
+    return await retry(() => createLocked(directory), () => {}, swept);
+  } catch (error) {
+    throw explain(`Cannot create scratch in ${directory}`, error);
+  }
+}
+
+function createLocked(directory: string): Scratch {
+  const lock = Lock.create(directory);
+  // No sweep ever asks for scratch that no lock file has been beside.
+  const path = lock?.scratchPath ?? joinName(directory, newScratchName());
+  try {
+    Deno.mkdirSync(path);
+    return new Scratch(path, path, lock);
+  } catch (error) {
+    lock?.delete();
+    throw error;
+  }
+}
+
+/** Creates scratch at a path below the root, and deletes what exists there. */
+export async function createNamed(
+  root: string,
+  path: string,
+  swept: Promise<unknown>,
+): Promise<Scratch> {
+  const create = () => {
+    const newborn = joinName(parentOf(path), newTrashName());
     createBelow(root, newborn);
-    using undo = new DisposableStack();
-    undo.defer(() => quietly(() => Deno.removeSync(newborn)));
-    const created = Deno.lstatSync(newborn);
-    const directory = undo.use(WINDOWS ? undefined : Deno.openSync(newborn));
-    Deno.renameSync(newborn, path);
-    undo.move();
-    const replaced = registeredAt(path);
-    const scratch = new NamedScratch(path, directory, created);
-    if (replaced instanceof Scratch) replaced.file?.[Symbol.dispose]();
-    return scratch;
+    return new Scratch(newborn, path); // replaces an empty directory
+  };
+  try {
+    return await retry(create, () => Tree.moveAside(path)?.delete(), swept);
+  } catch (error) {
+    throw explain(`Cannot create scratch ${path}`, error);
   }
 }
 
@@ -151,37 +157,6 @@ function createBelow(root: string, path: string): void {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
     Deno.statSync(root);
     Deno.mkdirSync(path, { recursive: true });
-  }
-}
-
-/** Creates scratch in a directory, at a path that nobody else uses. */
-export async function createNameless(
-  directory: string,
-  swept: Promise<unknown>,
-): Promise<Scratch> {
-  try {
-    return await retry(
-      () => NamelessScratch.create(directory),
-      () => {},
-      swept,
-    );
-  } catch (error) {
-    throw explain(`Cannot create scratch in ${directory}`, error);
-  }
-}
-
-/** Creates scratch at a path below the root, and deletes what exists there. */
-export async function createNamed(
-  root: string,
-  path: string,
-  swept: Promise<unknown>,
-): Promise<Scratch> {
-  try {
-    // An empty directory at the path is replaced.
-    const create = () => NamedScratch.create(root, path);
-    return await retry(create, () => Tree.moveAside(path)?.delete(), swept);
-  } catch (error) {
-    throw explain(`Cannot create scratch ${path}`, error);
   }
 }
 

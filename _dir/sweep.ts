@@ -1,4 +1,4 @@
-import { quietly } from "../_error.ts";
+import { codeOf, quietly } from "../_error.ts";
 import { tryOpen } from "../_lock/file.ts";
 import { joinName } from "../_path.ts";
 import { isTrashName, scratchNameOf } from "./names.ts";
@@ -12,28 +12,30 @@ export async function sweep(directory: string): Promise<void> {
     const path = joinName(directory, name);
     const scratchName = scratchNameOf(name);
     try {
-      if (scratchName !== undefined) {
-        await sweepScratch(joinName(directory, scratchName), path);
-      } else if (isTrashName(name) && !registeredAt(path)) {
-        await sweepTrash(path);
-      }
+      if (isTrashName(name)) await sweepTrash(path);
+      if (scratchName === undefined) continue;
+      await sweepScratch(joinName(directory, scratchName), path);
     } catch {
       // It may be somebody else's to delete. A later sweep tries again.
     }
   }
 }
 
-/** Deletes scratch if its owner has died, which frees the lock. */
-async function sweepScratch(path: string, lockPath: string): Promise<void> {
-  using file = tryOpen(lockPath, false);
-  if (file) await new Tree(path, path, lockPath).delete();
+async function sweepTrash(path: string): Promise<void> {
+  if (registeredAt(path)) return;
+  try {
+    Deno.removeSync(path);
+  } catch (error) {
+    // An empty directory may be about to get its name, and files with that.
+    if (codeOf(error) === "ENOTEMPTY") await new Tree(path).sweep();
+  }
 }
 
-async function sweepTrash(path: string): Promise<void> {
-  try {
-    // An empty directory may get its name at this moment. Then it stays.
-    Deno.removeSync(path);
-  } catch {
-    await new Tree(path).delete();
-  }
+/** Deletes scratch if its owner has died, which has freed the lock. */
+async function sweepScratch(path: string, lockPath: string): Promise<void> {
+  if (registeredAt(path)) return;
+  using file = tryOpen(lockPath, false);
+  if (!file) return;
+  await new Tree(path).sweep();
+  Deno.removeSync(lockPath);
 }

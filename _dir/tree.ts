@@ -45,13 +45,8 @@ export class Tree {
   /**
    * @param path Where it is.
    * @param home Where it returns to if it cannot be deleted.
-   * @param lockPath Its lock file, which goes last.
    */
-  constructor(
-    readonly path: string,
-    readonly home: string = path,
-    readonly lockPath?: string,
-  ) {}
+  constructor(readonly path: string, readonly home: string = path) {}
 
   /** Moves what exists at the path aside in one step, if anything does. */
   static moveAside(path: string): Tree | undefined {
@@ -76,19 +71,23 @@ export class Tree {
     }
   }
 
-  /** Deletes it, and tries for 0.3 s if others still use it. */
+  /** Deletes it, even if an exit comes first. */
   async delete(): Promise<void> {
     register(this);
     try {
-      const end = clock.now() + 300;
-      while (!await this.#tryDelete(clock.now() < end)) await pause(20);
-      this.#deleteLock();
+      await this.sweep();
     } catch (error) {
       this.putBack();
       throw error;
     } finally {
       unregister(this);
     }
+  }
+
+  /** Deletes it unless an exit comes first, and tries for 0.3 s if it is in use. */
+  async sweep(): Promise<void> {
+    const end = clock.now() + 300;
+    while (!await this.#tryDelete(clock.now() < end)) await pause(20);
   }
 
   async #tryDelete(mayRetry: boolean): Promise<boolean> {
@@ -110,15 +109,9 @@ export class Tree {
   deleteAtExit(): void {
     try {
       Deno.removeSync(this.path, RECURSIVE);
-      this.#deleteLock();
     } catch {
       this.putBack();
     }
-  }
-
-  #deleteLock(): void {
-    const { lockPath } = this;
-    if (lockPath !== undefined) quietly(() => Deno.removeSync(lockPath));
   }
 
   /** Moves what is left of it back home, if that is free. */

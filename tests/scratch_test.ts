@@ -336,10 +336,14 @@ Deno.test("close() leaves what was moved or became a link", LINKS, async () => {
   const linked = await cog.tempPath("b");
   Deno.removeSync(linked);
   Deno.symlinkSync(moved, linked);
-  Deno.writeTextFileSync(resolve(moved, "file"), "kept");
+  const nameless = await cog.tempPath();
+  Deno.renameSync(nameless, resolve(moved, "too"));
+  Deno.mkdirSync(resolve(nameless, "theirs"), { recursive: true });
   await cog.close();
-  assertEquals(names(outer.root), [".gitignore", "b", "moved"]);
-  assertEquals(names(moved), ["file"]);
+  const base = nameless.slice(outer.root.length + 1);
+  assertEquals(names(outer.root), [".gitignore", base, "b", "moved"]);
+  assertEquals(names(moved), ["too"]);
+  assertEquals(names(nameless), ["theirs"]);
 });
 
 Deno.test("close() puts back a scratch that was replaced at that moment, with its files", async () => {
@@ -390,15 +394,15 @@ for (const name of [undefined, "staging"]) {
     async () => {
       await using cog = await openTemp();
       const { openSync } = Deno;
-      const opened: string[] = [];
+      const opened = new Set<string>();
       using _ = replace(Deno, "openSync", (path, options) => {
-        opened.push(`${path}`);
         const file = openSync(path, options);
-        if (opened.length === 1) Deno.removeSync(path);
+        if (opened.size === 0) Deno.removeSync(path);
+        opened.add(`${path}`);
         return file;
       });
       assertEquals(names(await cog.tempPath(name)), []);
-      assertEquals(new Set(opened).size, 2);
+      assertEquals(opened.size, name ? 2 : 3); // with a lock, a file more
       assertEquals(reserved(cog.root).length, name ? 0 : 2);
     },
   );
@@ -853,6 +857,35 @@ for (const kind of ["a tree", "a file", "a link", "a pipe"]) {
   );
 }
 
+Deno.test("tempPath() does not sweep what rmdir may not delete, since it may be about to get a name", async () => {
+  await using cog = await openTemp();
+  const trash = reserve(cog.root, "trash");
+  Deno.mkdirSync(resolve(trash, "sub"), { recursive: true });
+  {
+    using _ = replace(Deno, "removeSync", () => {
+      throw new PermissionDenied("as in a sticky directory");
+    });
+    const inner = await open(cog.projectDir);
+    await inner.tempPath("staging");
+    await inner.close();
+  }
+  assertEquals(names(trash), ["sub"]);
+});
+
+Deno.test("tempPath() that an exit comes upon leaves it to others to sweep what strangers left", async () => {
+  await using outer = await openTemp();
+  const left = leftover(outer.root);
+  const code = `
+    Deno.remove = () => new Promise(() => {});
+    const cog = await open(args[0]);
+    await cog.tempPath();
+    Deno.exit(0);`;
+  await using child = script(code, [outer.projectDir]);
+  await child.ended();
+  assertEquals(exists(left), true);
+  assertEquals(reserved(outer.root).length, 2);
+});
+
 Deno.test("tempPath() does not wait for the sweep of what others left, nor does the lock, but close does", async () => {
   await using outer = await openTemp();
   leftover(outer.root);
@@ -1053,6 +1086,31 @@ for (const name of [undefined, "staging"]) {
     },
   );
 }
+
+Deno.test(
+  "close() waits for a moment where a mount is still busy",
+  MOUNTS,
+  async () => {
+    using dir = scene();
+    const code = `
+    const cog = await open(args[0]);
+    const mount = await cog.tempPath() + "/mount";
+    Deno.mkdirSync(mount);
+    const run = (command, ...args) => new Deno.Command(command, { args }).output();
+    await run("mount", "-t", "tmpfs", "none", mount);
+    const { remove } = Deno;
+    let tries = 0;
+    Deno.remove = async (path, options) => {
+      if (++tries === 2) await run("umount", path + "/mount");
+      await remove(path, options);
+    };
+    await cog.close();
+    console.log(tries);`;
+    const under = ["unshare", "-m"];
+    await using child = script(code, [dir.path], undefined, { under });
+    assertEquals(await child.line(), "2");
+  },
+);
 
 // Exits
 
