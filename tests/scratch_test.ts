@@ -21,7 +21,6 @@ import {
   scene,
   script,
   soon,
-  until,
   WINDOWS,
 } from "./support.ts";
 
@@ -346,25 +345,6 @@ Deno.test("close() leaves what was moved or became a link", LINKS, async () => {
   assertEquals(names(nameless), ["theirs"]);
 });
 
-Deno.test("close() puts back a scratch that was replaced at that moment, with its files", async () => {
-  await using outer = await openTemp();
-  const cog = await open(outer.projectDir);
-  const scratch = await cog.tempPath("staging");
-  const { renameSync } = Deno;
-  {
-    using _ = replace(Deno, "renameSync", (from, to) => {
-      Deno.renameSync = renameSync;
-      Deno.removeSync(scratch);
-      Deno.mkdirSync(scratch);
-      Deno.writeTextFileSync(resolve(scratch, "theirs"), "");
-      renameSync(from, to);
-    });
-    await cog.close();
-  }
-  assertEquals(names(outer.root), [".gitignore", "staging"]);
-  assertEquals(names(scratch), ["theirs"]);
-});
-
 Deno.test(
   "close() leaves what another created anew, on bindfs",
   BINDFS,
@@ -384,29 +364,6 @@ Deno.test(
     }
   },
 );
-
-for (const name of [undefined, "staging"]) {
-  Deno.test(
-    `tempPath(${
-      name ?? ""
-    }) starts again where a sweep takes what it begins with`,
-    UNIX,
-    async () => {
-      await using cog = await openTemp();
-      const { openSync } = Deno;
-      const opened = new Set<string>();
-      using _ = replace(Deno, "openSync", (path, options) => {
-        const file = openSync(path, options);
-        if (opened.size === 0) Deno.removeSync(path);
-        opened.add(`${path}`);
-        return file;
-      });
-      assertEquals(names(await cog.tempPath(name)), []);
-      assertEquals(opened.size, name ? 2 : 3); // with a lock, a file more
-      assertEquals(reserved(cog.root).length, name ? 0 : 2);
-    },
-  );
-}
 
 for (
   const [kind, take] of Object.entries({
@@ -682,130 +639,7 @@ Deno.test("tempPath() that fails loses no open file", LINUX, async () => {
   assertEquals(names(cog.root), [".gitignore"]);
 });
 
-// Races
-
-const OTHERS = {
-  "this library": `
-    for (;;) {
-      await using cog = await open(args[0]);
-      {
-        using _lock = await cog.lock();
-        await use(await cog.tempPath("staging"));
-      }
-    }`,
-  "remove and recreate, as Go does": `
-    const cog = await open(args[0]);
-    const staging = cog.root + "/staging";
-    for (;;) {
-      using _lock = await cog.lock();
-      await patiently(async () => {
-        await Deno.remove(staging, { recursive: true }).catch(() => {});
-        await Deno.mkdir(staging);
-      });
-      await use(staging);
-    }`,
-};
-
-for (const [kind, code] of Object.entries(OTHERS)) {
-  Deno.test(`close() after the release leaves what the next process stages, with ${kind}`, async () => {
-    using dir = scene();
-    // What it writes must all be there until it lets go of the lock, though a
-    // directory may vanish for a moment, or exist for a moment.
-    const use = `
-      const { AlreadyExists, NotFound } = Deno.errors;
-      const patiently = async (attempt) => {
-        for (const end = performance.now() + 20_000;;) {
-          try {
-            return await attempt();
-          } catch (error) {
-            const isRace = [AlreadyExists, NotFound].includes(error.constructor);
-            if (!isRace || performance.now() > end) throw error;
-            await new Promise((resolve) => setTimeout(resolve, 1));
-          }
-        }
-      };
-      let rounds = 0;
-      const use = async (staging) => {
-        for (let i = 0; i < 10; i++) {
-          const names = await patiently(() => {
-            Deno.writeTextFileSync(staging + "/" + i, "");
-            return [...Deno.readDirSync(staging)].length;
-          });
-          if (names !== i + 1) {
-            console.log(names + " of " + (i + 1));
-            Deno.exit(1);
-          }
-        }
-        if (++rounds % 10 === 0) console.log("ok");
-      };`;
-    const peers = [
-      script(use + code, [dir.path]),
-      script(use + OTHERS["this library"], [dir.path]),
-      script(use + OTHERS["this library"], [dir.path]),
-    ];
-    await using stack = new AsyncDisposableStack();
-    for (const peer of peers) stack.use(peer);
-    stack.defer(() => peers.forEach((peer) => peer.kill()));
-    for (const peer of peers) {
-      for (let i = 0; i < 12; i++) assertEquals(await peer.line(), "ok");
-    }
-  });
-}
-
-Deno.test("tempPath() of one name in two processes without the lock leaves nothing behind", async () => {
-  using dir = scene();
-  const code = `
-    for (let i = 0; i < 200; i++) {
-      await using cog = await open(args[0]);
-      const staging = await cog.tempPath("staging");
-      await Deno.writeTextFile(staging + "/" + i, "").catch(() => {});
-    }
-    console.log("done");`;
-  await using a = script(code, [dir.path]);
-  await using b = script(code, [dir.path]);
-  assertEquals(await a.line(), "done");
-  assertEquals(await b.line(), "done");
-  await Promise.all([a.ended(), b.ended()]);
-  await using cog = await open(dir.path);
-  await cog.tempPath("other");
-  assertEquals(names(cog.root), [".gitignore", "other"]);
-});
-
 // Crashes
-
-Deno.test("tempPath() sweeps what a killed close leaves, also two at once", async () => {
-  using dir = scene();
-  const fill = `
-    const cog = await open(args[0]);
-    const staging = await cog.tempPath("staging");
-    for (let i = 0; i < 1000; i++) Deno.writeTextFileSync(staging + "/" + i, "");`;
-  let halves = 0;
-  for (let i = 0; i < 20 && halves < 3; i++) {
-    await using child = script(
-      `${fill} console.log("full"); cog.close(); await heard();`,
-      [dir.path],
-    );
-    await child.line();
-    const staging = resolve(dir.path, ".cog", "staging");
-    await until(() => !exists(staging));
-    child.kill("SIGKILL");
-    await child.ended();
-    assertEquals(exists(staging), false);
-    halves += names(resolve(dir.path, ".cog")).length - 1;
-    // Two processes sweep it at the same time.
-    const sweep = `const cog = await open(args[0]);
-      console.log("ready"); await heard();
-      await cog.tempPath("other" + Deno.pid); await cog.close();
-      console.log("done");`;
-    await using a = script(sweep, [dir.path]);
-    await using b = script(sweep, [dir.path]);
-    for (const peer of [a, b]) assertEquals(await peer.line(), "ready");
-    await Promise.all([a.go(), b.go()]);
-    for (const peer of [a, b]) assertEquals(await peer.line(), "done");
-    assertEquals(names(resolve(dir.path, ".cog")), [".gitignore"]);
-  }
-  assert(halves > 0, "no wipe was caught in the act");
-});
 
 Deno.test("tempPath() sweeps what is left of a kill anywhere in its work", async () => {
   using dir = scene();

@@ -1,0 +1,199 @@
+/**
+ * One process of a scenario, played by a worker. Each call that reaches the file
+ * system or a lock is a step, before which the worker waits for its turn. `flock`
+ * excludes open files from each other, so that of a worker is as good as that of
+ * a process.
+ */
+
+import { clock } from "../../_lock/clock.ts";
+import * as library from "../../mod.ts";
+import { Port, State } from "./port.ts";
+import { scenarios } from "./scenarios.ts";
+
+const real = { ...Deno };
+const proto = Deno.FsFile.prototype;
+const realFile = {
+  tryLockSync: proto.tryLockSync,
+  unlockSync: proto.unlockSync,
+  statSync: proto.statSync,
+  close: proto.close,
+  dispose: proto[Symbol.dispose],
+};
+
+class Killed extends Error {}
+
+let port: Port;
+let isKilled = false;
+let isPlaying = false;
+let now = 0;
+let uuids = 0;
+const openFiles = new Map<Deno.FsFile, string>();
+
+/** Waits for the turn to do what the label says. */
+function step(label: string, state: State = State.Ready): void {
+  if (!isPlaying) return;
+  if (!isKilled && !port.ask(state, label)) {
+    isKilled = true;
+    for (const file of openFiles.keys()) realFile.dispose.call(file);
+    openFiles.clear();
+  }
+  if (isKilled) throw new Killed("killed");
+}
+
+const short = (path: string | URL) =>
+  `${path}`.slice(port.play.directory.length + 1) || ".";
+
+/** Replaces calls of Deno's by ones that are steps. */
+function wrap(): void {
+  const sync = [
+    "lstatSync",
+    "statSync",
+    "realPathSync",
+    "writeTextFileSync",
+  ] as const;
+  const deno = Deno as unknown as Record<string, unknown>;
+  for (const name of sync) {
+    const call = real[name] as (path: string, ...rest: unknown[]) => unknown;
+    deno[name] = (path: string, ...rest: unknown[]) => {
+      step(`${name.replace("Sync", "")} ${short(path)}`);
+      return call(path, ...rest);
+    };
+  }
+  Deno.openSync = (path, options) => {
+    step(`open ${short(path)}`);
+    const file = real.openSync(path, options);
+    openFiles.set(file, short(path));
+    return file;
+  };
+  Deno.renameSync = (from, to) => {
+    step(`rename ${short(from)} to ${short(to)}`);
+    real.renameSync(from, to);
+  };
+  Deno.readDirSync = (path) => {
+    step(`list ${short(path)}`);
+    const entries = [...real.readDirSync(path)];
+    return entries.sort((a, b) => a.name < b.name ? -1 : 1)[Symbol.iterator]();
+  };
+  Deno.mkdirSync = (path, options) => mkdir(`${path}`, options?.recursive);
+  Deno.removeSync = (path, options) => {
+    for (const one of deletion(`${path}`, options?.recursive)) deleteOne(one);
+  };
+  Deno.remove = async (path, options) => {
+    for (const one of deletion(`${path}`, options?.recursive)) {
+      await null; // what else the process does goes on meanwhile
+      deleteOne(one);
+    }
+  };
+  proto.tryLockSync = function () {
+    step(`try ${openFiles.get(this)}`);
+    return realFile.tryLockSync.call(this, true);
+  };
+  proto.lock = async function () {
+    do {
+      await null;
+      step(`wait for ${openFiles.get(this)}`, State.AwaitsLock);
+    } while (!realFile.tryLockSync.call(this, true));
+  };
+  proto.unlockSync = function () {
+    step(`unlock ${openFiles.get(this)}`);
+    realFile.unlockSync.call(this);
+  };
+  proto.statSync = function () {
+    step(`fstat ${openFiles.get(this)}`);
+    return realFile.statSync.call(this);
+  };
+  proto.close = function () {
+    step(`close ${openFiles.get(this)}`);
+    openFiles.delete(this);
+    realFile.close.call(this);
+  };
+  proto[Symbol.dispose] = function () {
+    if (!isPlaying) realFile.dispose.call(this);
+    else if (openFiles.has(this)) this.close();
+  };
+  clock.now = () => now += 1;
+  clock.setTimeout = ((end: () => void, ms: number) => {
+    const timer = { end };
+    queueMicrotask(async () => {
+      await null;
+      if (timer.end !== end) return;
+      now += ms;
+      try {
+        step(`pause ${Math.ceil(ms)} ms`, State.AwaitsTimer);
+      } catch {
+        // The pause of a killed process ends, and its next step fails.
+      }
+      timer.end();
+    });
+    return timer;
+  }) as unknown as typeof clock.setTimeout;
+  clock.clearTimeout = (timer) => {
+    (timer as unknown as { end: () => void }).end = () => {};
+  };
+  Math.random = () => 0.5;
+  crypto.randomUUID = () => {
+    const last = `${port.play.process}${(uuids++).toString().padStart(4, "0")}`;
+    return `00000000-0000-4000-8000-${last.padStart(12, "0")}`;
+  };
+}
+
+/** Parents one after the other, as the system does it. */
+function mkdir(path: string, recursive?: boolean): void {
+  try {
+    step(`mkdir ${short(path)}`);
+    real.mkdirSync(path);
+  } catch (error) {
+    if (!recursive) throw error;
+    if (error instanceof Deno.errors.NotFound) {
+      mkdir(path.slice(0, path.lastIndexOf("/")), true);
+      mkdir(path, true);
+    } else if (!(error instanceof Deno.errors.AlreadyExists)) throw error;
+  }
+}
+
+/** What a deletion deletes, entry by entry. */
+function* deletion(path: string, recursive?: boolean): Generator<string> {
+  if (recursive && real.lstatSync(path).isDirectory) {
+    for (const { name } of Deno.readDirSync(path)) {
+      yield* deletion(`${path}/${name}`, true);
+    }
+  }
+  yield path;
+}
+
+function deleteOne(path: string): void {
+  step(`delete ${short(path)}`);
+  real.removeSync(path);
+}
+
+/** What a worker has, and the main program has not. */
+const self = globalThis as unknown as Worker & { close(): void };
+
+/** Plays one process of one schedule after the other. */
+self.onmessage = async ({ data }: MessageEvent) => {
+  port = new Port(data);
+  wrap();
+  self.postMessage("ready");
+  for (;;) {
+    port.awaitPlay();
+    if (port.play.scenario === "") return self.close();
+    const { scenario, process, directory, variant } = port.play;
+    [isKilled, isPlaying, uuids] = [false, true, 0];
+    now += 1_000_000; // the library has forgotten what it did before
+    openFiles.clear();
+    try {
+      step("begin");
+      const { processes } = scenarios[scenario];
+      await processes[process](library, directory, port, variant);
+      for (let i = 0; i < 50; i++) await null;
+      isPlaying = false;
+      const left = [...openFiles.values()];
+      if (left.length > 0) throw new Error(`left open: ${left}`);
+      port.end();
+    } catch (error) {
+      isPlaying = false;
+      for (let i = 0; i < 50; i++) await null;
+      port.end(isKilled ? undefined : error as Error);
+    }
+  }
+};
