@@ -11,9 +11,9 @@ export const WINDOWS = Deno.build.os === "windows";
 const fromFileUrl = WINDOWS ? windowsFromFileUrl : posixFromFileUrl;
 
 /**
- * The absolute path of a path or a file URL, in the words of the system. Only
- * Windows resolves `..` in the text. Elsewhere `link/..` is the directory that
- * contains the target of the link, so it stays.
+ * The absolute path of a path or a file URL. Only Windows resolves `..` in the
+ * text. Elsewhere `link/..` is the directory that contains the target of the
+ * link, so it stays.
  */
 export function toPath(path: string | URL): string {
   const local = path instanceof URL ? fromFileUrl(path) : path;

@@ -28,18 +28,17 @@ import { acquire, releaseOf, tryAcquire } from "./_lock/mutex.ts";
 import { joinName, parentOf, toPath, WINDOWS } from "./_path.ts";
 import type { LockOptions, Release } from "./lock.ts";
 
-/** What the messages of failed `tempPath` calls say was tried. */
+/** The attempt that errors of `tempPath` name. */
 const SCRATCH = "create scratch";
 
 /** Options of {@linkcode Dir.tempPath}. */
 export interface TempPathOptions {
   /**
-   * The name of the directory of `.cog/` in which the scratch is created, `.cog/`
-   * itself by default.
+   * The directory in `.cog/` that gets the scratch, by its name. By default, it
+   * is `.cog/` itself. It is created if missing.
    *
-   * A rename cannot move a file to another disk. So create scratch beside the
-   * place of the file if that may be on another disk, by a mount or a symbolic
-   * link. The directory is created if missing.
+   * A rename cannot move a file to another disk. So name the directory of the
+   * final file if a mount or a symbolic link may put it on another disk.
    */
   dir?: string;
 }
@@ -58,8 +57,8 @@ export const NAME = ".cog";
  * target of a symbolic link.
  *
  * @param projectDir The project. A relative path is resolved once, from the
- * current working directory. A path with `..` becomes the real path, if Deno may
- * read that.
+ * current working directory. If the path contains `..`, `projectDir` of the
+ * handle is the real path, if Deno may read it.
  * @returns The handle. Close it, best with `await using`.
  *
  * @throws {TypeError} If `projectDir` is a URL that is not a `file:` URL, or
@@ -146,9 +145,9 @@ let construct: (project: string) => Dir;
  * opens one for each piece of work. After `close()` every other method fails with
  * {@linkcode Deno.errors.BadResource}.
  *
- * Names are relative to `.cog/`, and `..` in them leads back in the text, also
- * behind a symbolic link. The methods refuse these with a `TypeError`,
- * before they touch the disk:
+ * Names are relative to `.cog/`. A `..` removes the part before it from the
+ * name, even if that part is a symbolic link. The methods refuse these with a
+ * `TypeError`, before they touch the disk:
  *
  * - an absolute path, and a name that begins with a drive letter
  * - a name that leads out by `..`
@@ -270,31 +269,33 @@ export class Dir implements AsyncDisposable {
    * `.cog/`, or in the directory of {@linkcode TempPathOptions.dir}.
    *
    * With a name, the file or directory of that name is deleted first. Missing
-   * parents are created and stay. Hold the lock until this handle closes: the
-   * next `tempPath` of that name deletes your scratch, and a close after the
-   * release may delete that of the next owner, who takes the name at the same
-   * moment. Do not use the name `build`: the `cog` program removes it without the
-   * lock.
+   * parents are created and stay. Hold the lock until this handle closes.
+   * Otherwise the next `tempPath` of that name deletes your scratch, or your
+   * close may delete scratch that takes the name at the same moment. Do not use
+   * the name `build`: the `cog` program removes it without the lock.
    *
    * Closing removes only the directory that was created here, never one that
-   * somebody has put in its place. A directory that was moved away stays.
-   * `Deno.exit()` and the normal end of the script do the same. A signal, or an
-   * uncaught error outside `await using`, leaves it. A later `tempPath` in the same
-   * directory then sweeps nameless scratch, and only one of the same name deletes
-   * named scratch.
+   * somebody has put in its place before. A directory that was moved away
+   * stays. `Deno.exit()` and the normal end of the script remove scratch in the
+   * same way. A signal, or an uncaught error outside `await using`, leaves it.
+   * Every later `tempPath` sweeps nameless scratch in `.cog/` and in the
+   * directory of its own scratch. Only one of the same name deletes named
+   * scratch.
    *
-   * The sweep spares scratch that is locked by its living owner, so it relies on
-   * the lock: scratch of another host survives if the lock excludes that host. On a
-   * file system without locks, nameless scratch of a crash stays.
+   * An owner locks a file beside its nameless scratch as long as it lives, and
+   * the sweep deletes only scratch whose file is free. On a network disk, that
+   * protects scratch of another host only if locks exclude that host. On a file
+   * system without locks, nameless scratch of a crash stays.
    *
-   * A deletion is tried again for 0.3 seconds if somebody still writes into the
-   * directory. If it fails, the rest stays, at its old name if possible. Deleting
-   * does not follow symbolic links, but enters a mount inside scratch. It is not
-   * safe from somebody who swaps a parent for a symbolic link at that moment.
+   * Closing repeats a deletion for up to 0.3 seconds if somebody still writes
+   * into the directory. If the deletion fails, the rest stays, at its old name
+   * if possible. Deleting does not follow symbolic links, but enters a mount
+   * inside scratch. It is not safe from somebody who swaps a parent for a
+   * symbolic link at that moment.
    *
-   * Each scratch directory holds one or two open files until this handle closes,
-   * which the sanitizers of `deno test` report if that is in another test. In a worker, only
-   * close is certain to remove scratch.
+   * Each scratch directory holds up to two open files until this handle closes.
+   * The sanitizers of `deno test` report them if the handle closes in another
+   * test. In a worker, only close is certain to remove scratch.
    *
    * Requires `--allow-read` and `--allow-write` for the project, and for the
    * target of a symbolic link.
@@ -307,7 +308,8 @@ export class Dir implements AsyncDisposable {
    * `.cog/` itself.
    * @throws {Deno.errors.BadResource} If this handle is closed, or closes during
    * the call.
-   * @throws {Deno.errors.NotADirectory} If a parent is a file or a symbolic link.
+   * @throws {Deno.errors.NotADirectory} If a parent is a file. With a name,
+   * also if a parent is a symbolic link.
    * @throws {Deno.errors.AlreadyExists} If a file has the name of
    * {@linkcode TempPathOptions.dir}.
    * @throws {Deno.errors.PermissionDenied} If the user may not delete what has
@@ -403,9 +405,10 @@ export class Dir implements AsyncDisposable {
    * that asks for it. Everything about {@linkcode lock} holds here.
    *
    * If this handle closes during the wait, the promise rejects at once. But a
-   * wait without a signal goes on in the operating system: it keeps the process
-   * alive until the lock is free, holds one of the two places that
-   * {@linkcode lock} names, and then holds the lock until the event loop turns. A synchronous call that needs the lock, such as
+   * wait without a signal goes on in the operating system: until the lock is
+   * free, it keeps the process alive, and its path is one of the two for which
+   * the operating system wakes waiters. It then holds the lock until the event
+   * loop turns. A synchronous call that needs the lock, such as
    * `new Deno.Command("cog", { args: ["build"] }).outputSync()`, can hang after
    * such a close. Use a signal if you may close while you wait.
    *
@@ -465,8 +468,8 @@ export class Dir implements AsyncDisposable {
   }
 
   /**
-   * Removes scratch and runs the cleanups of {@linkcode Dir.defer}, then releases
-   * the lock, and then waits for the end of what `tempPath` sweeps.
+   * Removes scratch and runs the cleanups of {@linkcode Dir.defer}, releases
+   * the lock, then waits for the sweeps that `tempPath` began.
    *
    * A pending {@linkcode Dir.lock} rejects. Every call has the same outcome.
    *

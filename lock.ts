@@ -26,13 +26,14 @@ export interface LockOptions {
    * An aborted wait leaves nothing behind, and the script can exit.
    *
    * The operating system wakes a waiter without a signal as soon as the lock is
-   * free. Nothing can cancel that wait, so a waiter with a signal polls: it tries
-   * again after at most a fortieth of the time waited, between 1 and 100 ms. Each
-   * try may go on for 1 ms, while that takes no more than 50 ms and 0.5 % of the
-   * thread's time. Beside others that wait without a signal and hold the lock for
-   * 10 ms each, a poller waits for about a second. Beside holds of 50 ms it may
-   * wait for many seconds, and beside holds of 200 ms it may starve. Callers in
-   * one thread wait together: one without a signal speeds up all.
+   * free. Nothing can cancel that wait, so a waiter with a signal polls: it
+   * tries again after a fortieth of the time waited or less, but after 1 ms at
+   * least and 100 ms at most. A try may last 1 ms. All such tries together take
+   * 50 ms at first, and 0.5 % of the thread's time in the long run. Beside
+   * others that always wait without a signal, a poller mostly gets in within two
+   * seconds if they hold the lock for 10 ms each, may wait for many seconds if
+   * they hold it for 50 ms, and may starve if they hold it for 200 ms. Callers
+   * in one thread wait together: one without a signal speeds up all.
    */
   signal?: AbortSignal;
 
@@ -40,8 +41,8 @@ export interface LockOptions {
    * Called once, after `lock()` has returned its promise, if the caller must wait.
    *
    * It is the place to say what the program waits for. If it throws, `lock()`
-   * rejects with that error, unless it is aborted before. A promise that it returns
-   * is not awaited.
+   * rejects with that error, unless the signal is aborted first. If it returns
+   * a promise, nobody awaits that.
    */
   onWait?: () => void;
 }
@@ -66,14 +67,15 @@ export interface Release extends Disposable {
  *
  * Callers in one thread, which is the main program or a worker, get the lock in
  * the order in which they asked, if they spell its path in the same way. The
- * operating system decides between threads and processes. A thread that has had
- * the lock for 100 ms or more leaves it free to other programs before its next
- * caller gets it: for 5 to 15 % of that time, and for 110 ms at most.
+ * operating system decides between threads and processes. A thread that holds
+ * the lock for 100 ms or more, through one caller or several, then leaves it
+ * free to other programs. This lasts for 5 to 15 % of that time, and for 110 ms
+ * at most.
  *
- * If the lock file is deleted or replaced during the wait, the waiter waits for
- * the holder of the old file, then for the lock on the new one. Do not delete the
- * file while somebody holds the lock: the next caller creates a new file and
- * locks that.
+ * If the lock file is deleted or replaced during the wait, the waiter first
+ * waits until the old file is free, then acquires the lock on the new one. Do
+ * not delete the file while somebody holds the lock: the next caller creates a
+ * new file and locks that.
  *
  * The lock is advisory: it excludes only programs that ask for it. It is not
  * reentrant: a second call waits for the first one's release, even in the same
@@ -81,27 +83,27 @@ export interface Release extends Disposable {
  *
  * A wait without a signal may be granted while the event loop is busy. The lock
  * then stands idle until the loop turns. The operating system wakes the waiters
- * of at most two paths per thread at a time, and those of other paths poll. Each
- * path that is waited for holds one open file. A signal cannot interrupt a file
- * system that hangs in a system call.
+ * of at most two paths per thread at a time, and those of other paths poll.
+ * Each path for which somebody waits keeps one file open. A signal cannot
+ * interrupt a file system that hangs in a system call.
  *
- * A lock that is free is acquired without a turn of the event loop. A loop that
- * always finds it free keeps timers from running, those of signals too.
+ * A lock that is free is acquired without a turn of the event loop, so a loop
+ * of short holds delays timers, those of signals too.
  *
  * On Windows nobody can read or write the file while it is locked.
  *
  * Requires `--allow-read` and `--allow-write` for the file, and for the target
  * of a symbolic link. Without `--allow-write` it locks only a file that exists.
  *
- * @param path The file to lock. Except on Windows, `..` leads to the parent of a
- * symbolic link's target, as in any system call.
+ * @param path The file to lock. After a symbolic link, `..` leads to the parent
+ * of the link's target. On Windows, it leads to the parent of the link.
  * @param options The signal that abandons the wait, and a function to announce it.
  * @returns The release.
  *
  * @throws {TypeError} If `path` is a URL that is not a `file:` URL, or contains
  * a NUL.
- * @throws {Deno.errors.NotFound} If the directory of the file is missing, or the
- * working directory for a relative path.
+ * @throws {Deno.errors.NotFound} If the directory of the file is missing, or if
+ * `path` is relative and the working directory was deleted.
  * @throws {Deno.errors.IsADirectory} If `path` is a directory. On Windows, a
  * platform-specific error.
  * @throws {Deno.errors.PermissionDenied} If the user may not open the file.

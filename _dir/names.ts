@@ -26,7 +26,10 @@ export function scratchNameOf(lockName: string): string | undefined {
   return SCRATCH_LOCK.exec(lockName)?.[1];
 }
 
-/** A new name for what nobody needs any more. Anybody may delete it. */
+/**
+ * A new name for a directory without an owner: one to delete, or one that is
+ * about to get another name. Anybody may delete what has it.
+ */
 export function newTrashName(): string {
   return `.trash-${crypto.randomUUID()}`;
 }

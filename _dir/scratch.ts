@@ -15,7 +15,7 @@ class Lock {
 
   /** Locks a new file, if the file system has locks. */
   static create(directory: string): Lock | undefined {
-    // A sweep may find a file just before it is locked, but not always.
+    // A sweep may lock a new file first, but hardly three times in a row.
     for (let tries = 0; tries < 3; tries++) {
       const name = newScratchName();
       const path = joinName(directory, lockNameOf(name));
@@ -32,7 +32,9 @@ class Lock {
   }
 }
 
-/** A directory that is its owner's while it is the one that was created. */
+/**
+ * A scratch directory. Its owner may delete only the one that was created here.
+ */
 export class Scratch {
   readonly path: string;
   /** Keeps the identity of the directory from being used again. */
@@ -120,7 +122,7 @@ export async function createNameless(
 
 function createLocked(directory: string): Scratch {
   const lock = Lock.create(directory);
-  // No sweep ever asks for scratch that no lock file has been beside.
+  // A sweep looks only for scratch with a lock file beside it.
   const path = lock?.scratchPath ?? joinName(directory, newScratchName());
   try {
     Deno.mkdirSync(path);

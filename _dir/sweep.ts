@@ -26,7 +26,8 @@ async function sweepTrash(path: string): Promise<void> {
   try {
     Deno.removeSync(path);
   } catch (error) {
-    // An empty directory may be about to get its name, and files with that.
+    // An empty directory may be about to be renamed and filled. A recursive
+    // deletion would go on in it under its new name.
     if (codeOf(error) === "ENOTEMPTY") await new Tree(path).sweep();
   }
 }

@@ -25,7 +25,7 @@ function deleteAll(): void {
   for (const it of exits.values()) it.deleteAtExit();
 }
 
-/** Has an exit delete it, in the place of what it deletes at that path so far. */
+/** An exit deletes it, instead of what was registered at that path. */
 export function register(it: Exiting): void {
   exits.set(it.path, it);
   addEventListener("unload", deleteAll);
@@ -56,7 +56,8 @@ export class Tree {
       return new Tree(aside, path);
     } catch (error) {
       if (error instanceof Deno.errors.NotFound) return undefined;
-      // An overlay cannot move a directory of a lower layer, a full btrfs none.
+      // An overlay cannot move a directory of a lower layer. A full btrfs
+      // cannot move any.
       if (codeOf(error) === "EXDEV" || isFull(error)) return new Tree(path);
       throw error;
     }
@@ -98,7 +99,7 @@ export class Tree {
       // If only a part of it is gone, another one is deleting it too.
       if (isGone(error) && !exists(this.path)) return true;
       if (mayRetry && (isGone(error) || isInUse(error))) return false;
-      // The user does not know where it stands aside.
+      // The user does not know the name that it was moved to.
       const { message } = error as Error;
       (error as Error).message = message.replaceAll(this.path, this.home);
       throw error;

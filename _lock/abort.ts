@@ -12,8 +12,9 @@ const callsOf = new WeakMap<AbortSignal, Calls>();
 type Signals = readonly (AbortSignal | undefined)[];
 
 /**
- * Calls a function when a signal is aborted, until it is disposed of. Each signal
- * gets one listener for all: to remove one, Deno looks through all that it has.
+ * Calls a function when a signal is aborted, until it is disposed of. One
+ * listener serves all, since Deno searches all listeners of a signal to remove
+ * one.
  */
 export function onAbort(
   signals: Signals,
@@ -30,7 +31,8 @@ export function onAbort(
     stack.defer(() => {
       calls.delete(call);
       if (calls.size > 0) return;
-      // A signal of one's own class may throw, and the lock is granted by then.
+      // A caller's own class may throw. An error would lose the lock, which the
+      // caller has by now.
       quietly(() => signal.removeEventListener("abort", calls));
     });
   }

@@ -1,12 +1,12 @@
 import { clock } from "./clock.ts";
 
-/** The longest gap, in milliseconds. Others try every 100 ms at least. */
+/** The longest gap, in milliseconds. Pollers try at least every 100 ms. */
 const LONGEST = 110;
 
 /**
  * The time for which a thread has had a path. A thread that releases a lock can
- * have it again before any other program runs. So it leaves a gap to the others,
- * in proportion to its streak, and a shorter pause does not end that.
+ * have it again before any other program runs. So it leaves a gap to the
+ * others, in proportion to its streak. A shorter pause does not end the streak.
  */
 export class Streak {
   #since = 0;

@@ -88,7 +88,8 @@ export function isSame(open: Deno.FileInfo, other: Deno.FileInfo): boolean {
 
 /** Some file systems have no locks, and answer with one of many errors. */
 function refusedBySystem(path: string, error: unknown): Error {
-  const advice = "its file system refuses to; a file on another one may work";
+  const advice =
+    "its file system refuses the lock; a file on another one may work";
   return explain(`Cannot lock ${path}: ${advice}`, error);
 }
 

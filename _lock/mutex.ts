@@ -1,8 +1,8 @@
 /**
  * The lock as one thread sees it. The callers of a thread need a queue of their
- * own: the operating system knows no order among those who try from time to
- * time, and a wait that stands in it occupies a thread of Deno's and cannot be
- * abandoned. So at most one wait for each path does, on behalf of all.
+ * own: the operating system keeps no order among pollers, and a wait in it
+ * occupies a thread of Deno and cannot be abandoned. So each path has at most
+ * one such wait, on behalf of all its callers.
  */
 
 import { quietly } from "../_error.ts";
@@ -54,7 +54,7 @@ interface Waiter extends PromiseWithResolvers<Release> {
   abandoned?: { reason: unknown };
 }
 
-/** A run of what serves the waiters, and the file that the system waits for. */
+/** One run of `#serve`, and the file for which it waits in the system. */
 interface Service {
   file?: Deno.FsFile;
 }
@@ -64,8 +64,8 @@ const mutexes = new Map<string, Mutex>();
 let capacity = 64;
 
 /**
- * The mutex of the path. A full table drops those that are idle, which is
- * cheaper than to do it at each release: V8 steps over all that it deletes.
+ * The mutex of the path. A full table drops the idle ones. To drop each at its
+ * release costs more, since V8 steps over deleted entries.
  */
 function mutexAt(path: string): Mutex {
   let mutex = mutexes.get(path);

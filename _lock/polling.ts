@@ -1,14 +1,20 @@
-/** How a waiter tries that cannot wait in the operating system. */
+/** Polling, for waiters that cannot wait in the operating system. */
 
 import { clock } from "./clock.ts";
 
-/** The milliseconds to pause: a freed lock idles for a fortieth of the wait. */
+/**
+ * The pause in milliseconds. A freed lock idles for at most a fortieth of the
+ * wait, or 1 ms.
+ */
 export function pauseAfter(waited: number): number {
   const random = 1 - Math.random() / 2; // to fall out of step with others
   return Math.max(Math.min(waited / 40, 100) * random, 1);
 }
 
-/** How much of this thread's time bursts may take, and of how many milliseconds. */
+/**
+ * The share of this thread's time that bursts may take, and the milliseconds
+ * over which unused time adds up.
+ */
 const SHARE = 0.005;
 const WINDOW = 10_000;
 
