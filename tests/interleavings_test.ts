@@ -2,16 +2,14 @@ import { Explorer } from "./interleavings/explore.ts";
 import { scenarios } from "./interleavings/scenarios.ts";
 import { WINDOWS } from "./support.ts";
 
-for (const [name, { most = 2 }] of Object.entries(scenarios)) {
-  Deno.test(
-    `interleavings.ts finds no fault in ${name}, with ${most} preemptions`,
-    {
-      ignore: WINDOWS, // where an open file is not deleted at once
-    },
-    async () => {
-      using explorer = new Explorer();
+Deno.test("interleavings.ts finds no fault", {
+  ignore: WINDOWS, // where an open file is not deleted at once
+}, async (test) => {
+  using explorer = new Explorer();
+  for (const [name, { most = 2 }] of Object.entries(scenarios)) {
+    await test.step(`in ${name}, with ${most} preemptions`, async () => {
       const { fault } = await explorer.explore(name, most);
       if (fault !== undefined) throw new Error(fault);
-    },
-  );
-}
+    });
+  }
+});
