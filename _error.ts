@@ -11,6 +11,12 @@ export function explain(tried: string, error: unknown): Error {
   return code === undefined ? explained : Object.assign(explained, { code });
 }
 
+/** Names the path that the user knows, where the message has another one. */
+export function renamePath(error: unknown, path: string, known: string): void {
+  if (!(error instanceof Error)) return;
+  error.message = error.message.replaceAll(path, known);
+}
+
 /** The result of `attempt`, or `undefined` if it throws. */
 export function quietly<T>(attempt: () => T): T | undefined {
   try {

@@ -1,4 +1,11 @@
-import { explain, isFull, isGone, isRace, quietly } from "../_error.ts";
+import {
+  explain,
+  isFull,
+  isGone,
+  isRace,
+  quietly,
+  renamePath,
+} from "../_error.ts";
 import { pause } from "../_lock/clock.ts";
 import { isSame, tryOpen } from "../_lock/file.ts";
 import { joinName, parentOf, WINDOWS } from "../_path.ts";
@@ -141,8 +148,13 @@ export async function createNamed(
 ): Promise<Scratch> {
   const create = () => {
     const newborn = joinName(parentOf(path), newTrashName());
-    createBelow(root, newborn);
-    return new Scratch(newborn, path); // replaces an empty directory
+    try {
+      createBelow(root, newborn);
+      return new Scratch(newborn, path); // replaces an empty directory
+    } catch (error) {
+      renamePath(error, newborn, path);
+      throw error;
+    }
   };
   try {
     return await retry(create, () => Tree.moveAside(path)?.delete(), swept);

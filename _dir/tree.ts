@@ -5,6 +5,7 @@ import {
   isGone,
   isInUse,
   quietly,
+  renamePath,
 } from "../_error.ts";
 import { clock, pause } from "../_lock/clock.ts";
 import { joinName, parentOf } from "../_path.ts";
@@ -99,9 +100,7 @@ export class Tree {
       // If only a part of it is gone, another one is deleting it too.
       if (isGone(error) && !exists(this.path)) return true;
       if (mayRetry && (isGone(error) || isInUse(error))) return false;
-      // The user does not know the name that it was moved to.
-      const { message } = error as Error;
-      (error as Error).message = message.replaceAll(this.path, this.home);
+      renamePath(error, this.path, this.home);
       throw error;
     }
   }

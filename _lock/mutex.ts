@@ -201,25 +201,27 @@ class Mutex {
   async #serve(): Promise<void> {
     const service: Service = this.#service = {};
     if (this.owesGap) await (this.#gap = this.#giveWay());
-    while (this.#waiters.size > 0 && !this.#held) {
+    const mustServe = () =>
+      this.#service === service && this.#waiters.size > 0 && !this.#held;
+    while (mustServe()) {
       using opened = new DisposableStack();
       try {
         const file = opened.use(openFile(this.#path));
         if (!tryFile(this.#path, file) && !await this.#wait(file, service)) {
           continue;
         }
-        if (this.#service !== service) return;
+        if (!mustServe()) continue;
         if (!isCurrent(this.#path, file)) {
           opened.dispose();
           await this.#pause(1); // some file systems show another file each time
           continue;
         }
-        const first = this.#first;
-        if (!first || this.#held) continue;
+        const first = this.#first!;
         opened.move();
         first.resolve(this.#hold(file, first.owner));
         this.#leave(first);
       } catch (error) {
+        if (!mustServe()) continue;
         for (const waiter of this.#waiters) this.#fail(waiter, error);
       }
     }

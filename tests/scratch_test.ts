@@ -157,6 +157,7 @@ Deno.test("tempPath() tells a name too long at once", STRACE, async () => {
   const line = await child.line();
   const expected = `ENAMETOOLONG Cannot create scratch ${root}/x`;
   assert(line.startsWith(expected), line);
+  assert(!line.includes(".trash-"), line);
   await child.ended();
   const made = Deno.readTextFileSync(trace).split("\n")
     .filter((line) => line.includes(root));
