@@ -271,8 +271,9 @@ export class Dir implements AsyncDisposable {
    * With a name, the file or directory of that name is deleted first. Missing
    * parents are created and stay. Hold the lock until this handle closes.
    * Otherwise the next `tempPath` of that name deletes your scratch, or your
-   * close may delete scratch that takes the name at the same moment. Do not use
-   * the name `build`: the `cog` program removes it without the lock.
+   * close may move away, for a moment, scratch that takes the name at that time.
+   * On Windows, a sweep may delete it in that moment. Do not use the name
+   * `build`: the `cog` program removes it without the lock.
    *
    * Closing removes only the directory that was created here, never one that
    * somebody has put in its place before. A directory that was moved away

@@ -9,8 +9,14 @@ import {
 import { pause } from "../_lock/clock.ts";
 import { isSame, tryOpen } from "../_lock/file.ts";
 import { joinName, parentOf, WINDOWS } from "../_path.ts";
-import { lockNameOf, newScratchName, newTrashName } from "./names.ts";
-import { register, registeredAt, Tree, unregister } from "./tree.ts";
+import { lockNameOf, newScratchName } from "./names.ts";
+import {
+  newTrashBeside,
+  register,
+  registeredAt,
+  Tree,
+  unregister,
+} from "./tree.ts";
 
 /** The locked file beside nameless scratch, which shows that its owner lives. */
 class Lock {
@@ -60,7 +66,7 @@ export class Scratch {
     undo.move();
     this.path = path;
     this.#lock = lock;
-    // Version 0.2.0 sweeps a directory that is not locked.
+    // No sweep takes it where another's close moves it, nor does one of 0.2.0.
     quietly(() => this.#directory?.tryLockSync(true));
     const replaced = registeredAt(path);
     if (replaced instanceof Scratch) replaced.#close();
@@ -87,8 +93,9 @@ export class Scratch {
 
   /** Moves it aside, if it is the owner's. */
   #withdraw(): Tree | undefined {
+    const aside = newTrashBeside(this.path); // first: the two steps must be close
     if (!this.#isAt(this.path)) return undefined;
-    const tree = Tree.moveAside(this.path);
+    const tree = Tree.moveAside(this.path, aside);
     if (tree && !this.#isAt(tree.path)) {
       // Another one has taken its place between these two steps.
       tree.putBack();
@@ -147,7 +154,7 @@ export async function createNamed(
   swept: Promise<unknown>,
 ): Promise<Scratch> {
   const create = () => {
-    const newborn = joinName(parentOf(path), newTrashName());
+    const newborn = newTrashBeside(path);
     try {
       createBelow(root, newborn);
       return new Scratch(newborn, path); // replaces an empty directory

@@ -1,6 +1,6 @@
 import { codeOf, quietly } from "../_error.ts";
 import { tryOpen } from "../_lock/file.ts";
-import { joinName } from "../_path.ts";
+import { joinName, WINDOWS } from "../_path.ts";
 import { isTrashName, scratchNameOf } from "./names.ts";
 import { registeredAt, Tree } from "./tree.ts";
 
@@ -8,11 +8,11 @@ import { registeredAt, Tree } from "./tree.ts";
 export async function sweep(directory: string): Promise<void> {
   // The asynchronous call takes four times as long, however many there are.
   const entries = quietly(() => [...Deno.readDirSync(directory)]) ?? [];
-  for (const { name } of entries) {
+  for (const { name, isDirectory } of entries) {
     const path = joinName(directory, name);
     const scratchName = scratchNameOf(name);
     try {
-      if (isTrashName(name)) await sweepTrash(path);
+      if (isTrashName(name)) await sweepTrash(path, isDirectory);
       if (scratchName === undefined) continue;
       await sweepScratch(joinName(directory, scratchName), path);
     } catch {
@@ -21,8 +21,12 @@ export async function sweep(directory: string): Promise<void> {
   }
 }
 
-async function sweepTrash(path: string): Promise<void> {
+async function sweepTrash(path: string, isDirectory: boolean): Promise<void> {
   if (registeredAt(path)) return;
+  // A close may have moved away the scratch of the next owner, who has locked it,
+  // and is about to put it back.
+  using directory = isDirectory && !WINDOWS ? Deno.openSync(path) : undefined;
+  if (quietly(() => directory?.tryLockSync(true)) === false) return;
   try {
     Deno.removeSync(path);
   } catch (error) {

@@ -50,8 +50,10 @@ export class Tree {
   constructor(readonly path: string, readonly home: string = path) {}
 
   /** Moves what exists at the path aside in one step, if anything does. */
-  static moveAside(path: string): Tree | undefined {
-    const aside = joinName(parentOf(path), newTrashName());
+  static moveAside(
+    path: string,
+    aside = newTrashBeside(path),
+  ): Tree | undefined {
     try {
       Deno.renameSync(path, aside);
       return new Tree(aside, path);
@@ -124,4 +126,9 @@ export class Tree {
 
 function exists(path: string): boolean {
   return quietly(() => Deno.lstatSync(path)) !== undefined;
+}
+
+/** A path beside another one, for what nobody needs any more. */
+export function newTrashBeside(path: string): string {
+  return joinName(parentOf(path), newTrashName());
 }

@@ -1311,7 +1311,14 @@ Deno.test(
     const granted = ["read", "write"].map((it) => `--allow-${it}=${dir.path}`);
     await using child = script(TELL, [dir.file], granted);
     const advice = "it is a symbolic link to a missing file; create that first";
-    await told(child, `NotFound ENOENT Cannot lock ${dir.file}: ${advice}`);
+    for (let i = 0; i < 2; i++) {
+      const line = await child.line();
+      // Deno 2.7 says that there are too many links, as of a loop.
+      const expected = line.startsWith("FilesystemLoop ELOOP")
+        ? `FilesystemLoop ELOOP Cannot lock ${dir.file}: Too many`
+        : `NotFound ENOENT Cannot lock ${dir.file}: ${advice}`;
+      assert(line.startsWith(expected), line);
+    }
   },
 );
 

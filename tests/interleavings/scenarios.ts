@@ -176,6 +176,8 @@ const nothingAt = (name: string) => (at: string) =>
  * - no look at the identity of named scratch before it is moved aside: name-lost
  * - none after, or no return of a stranger's: name-taken
  * - no retry of a race: builds, careless, parents
+ * - a sweep of what another's close has moved away: name-taken-swept, with two
+ *   preemptions
  */
 export const scenarios: Record<string, Scenario> = {
   "nameless": { processes: [own(), own()], kills: true },
@@ -212,6 +214,10 @@ export const scenarios: Record<string, Scenario> = {
   "name-taken": {
     processes: [loseName(false), takeName(false)],
     end: nothingAt("staging"),
+  },
+  "name-taken-swept": {
+    processes: [loseName(false), takeName(false), own()],
+    most: 1,
   },
   "parents": {
     processes: [own("a/x"), own("a/y")],
