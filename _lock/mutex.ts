@@ -116,7 +116,7 @@ class Mutex {
   try(owner: AbortSignal | undefined): Release | undefined {
     if (this.#held || this.#waiters.size > 0) return undefined;
     const file = tryOpen(this.#path);
-    return file && this.#hold(file, owner);
+    return file && this.#grant(file, owner);
   }
 
   /** Waits in the queue of this thread. */
@@ -143,7 +143,7 @@ class Mutex {
     if (this.#held && this.#owner === owner) this.#release(this.#held);
   }
 
-  #hold(file: Deno.FsFile, owner: AbortSignal | undefined): Release {
+  #grant(file: Deno.FsFile, owner: AbortSignal | undefined): Release {
     this.#held = file;
     this.#owner = owner;
     this.#streak.begin();
@@ -218,7 +218,7 @@ class Mutex {
         }
         const first = this.#first!;
         opened.move();
-        first.resolve(this.#hold(file, first.owner));
+        first.resolve(this.#grant(file, first.owner));
         this.#leave(first);
       } catch (error) {
         if (!mustServe()) continue;
