@@ -87,8 +87,9 @@ export class Scratch {
   }
 
   deleteAtExit(): void {
-    quietly(() => this.#withdraw()?.deleteAtExit());
-    this.#lock?.delete();
+    // What stays keeps its lock file, so that a later sweep tries again.
+    const isDeleted = quietly(() => this.#withdraw()?.deleteAtExit() ?? true);
+    if (isDeleted) this.#lock?.delete();
   }
 
   /** Moves it aside, if it is the owner's. */

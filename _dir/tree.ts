@@ -16,7 +16,7 @@ const RECURSIVE = { recursive: true };
 /** What an exit deletes. */
 interface Exiting {
   readonly path: string;
-  deleteAtExit(): void;
+  deleteAtExit(): unknown;
 }
 
 /** By their paths, of which each has one owner. */
@@ -107,12 +107,14 @@ export class Tree {
     }
   }
 
-  /** Deletes it at once, without throwing. */
-  deleteAtExit(): void {
+  /** Deletes it at once, without throwing. The result tells whether it is gone. */
+  deleteAtExit(): boolean {
     try {
       Deno.removeSync(this.path, RECURSIVE);
+      return true;
     } catch {
       this.putBack();
+      return false;
     }
   }
 

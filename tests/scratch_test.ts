@@ -13,6 +13,7 @@ import {
   HAS_SETPRIV,
   HAS_STRACE,
   IS_ROOT,
+  MEMORY_DISK,
   names,
   onTmpfs,
   openFiles,
@@ -68,13 +69,12 @@ function bindfs(...args: string[]): Disposable {
 
 /** A directory that is not on the disk of the others, if there is one. */
 function otherDisk() {
-  const path = Deno.makeTempDirSync({ dir: CAN_SHM ? "/dev/shm" : undefined });
+  const path = Deno.makeTempDirSync({ dir: MEMORY_DISK });
   return {
     path,
     [Symbol.dispose]: () => Deno.removeSync(path, { recursive: true }),
   };
 }
-const CAN_SHM = HAS_PROC && exists("/dev/shm");
 
 // With a name
 
@@ -705,6 +705,26 @@ Deno.test("tempPath() does not sweep what rmdir may not delete, since it may be 
     await inner.close();
   }
   assertEquals(names(trash), ["sub"]);
+});
+
+Deno.test("tempPath() sweeps what an exit cannot delete", async () => {
+  await using outer = await openTemp();
+  const code = `
+    const cog = await open(args[0]);
+    const scratch = await cog.tempPath();
+    Deno.writeTextFileSync(scratch + "/file", "");
+    const { removeSync } = Deno;
+    Deno.removeSync = (path, options) => {
+      if (options?.recursive) throw new Error("somebody still writes");
+      removeSync(path);
+    };`;
+  await using child = script(code, [outer.projectDir]);
+  await child.ended();
+  assertEquals(reserved(outer.root).length, 2); // with the lock file
+  const cog = await open(outer.projectDir);
+  await cog.tempPath();
+  await cog.close();
+  assertEquals(names(outer.root), [".gitignore"]);
 });
 
 Deno.test("tempPath() that an exit comes upon leaves it to others to sweep what strangers left", async () => {

@@ -1,7 +1,7 @@
 /** All orders in which processes can take their steps, one after the other. */
 
 import { open } from "../../mod.ts";
-import { names } from "../support.ts";
+import { MEMORY_DISK, names } from "../support.ts";
 import { Port, State } from "./port.ts";
 import { type Scenario, scenarios } from "./scenarios.ts";
 
@@ -25,7 +25,7 @@ export interface Result {
 export class Explorer implements Disposable {
   readonly #shared = Port.createShared();
   readonly #ports: Port[] = [];
-  readonly #root = Deno.makeTempDirSync({ dir: memoryDisk() });
+  readonly #root = Deno.makeTempDirSync({ dir: MEMORY_DISK });
   #played = 0;
 
   [Symbol.dispose](): void {
@@ -207,12 +207,4 @@ async function leftovers(
   const left = dirs.flatMap((dir) => names(`${cog.root}/${dir}`))
     .filter((name) => /^\.(scratch|trash)-/.test(name));
   return left.length > 0 ? `left: ${left}` : undefined;
-}
-
-function memoryDisk(): string | undefined {
-  try {
-    return Deno.statSync("/dev/shm").isDirectory ? "/dev/shm" : undefined;
-  } catch {
-    return undefined;
-  }
 }
