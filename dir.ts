@@ -175,6 +175,7 @@ export class Dir implements AsyncDisposable {
   /** The absolute path of the project that contains `.cog/`. */
   readonly projectDir: string;
 
+  readonly #lockFile: string;
   readonly #cleanups = new AsyncDisposableStack();
   readonly #closing = new AbortController();
   #swept: Promise<unknown> = Promise.resolve();
@@ -188,6 +189,7 @@ export class Dir implements AsyncDisposable {
   private constructor(project: string) {
     this.projectDir = project;
     this.root = joinName(project, NAME);
+    this.#lockFile = joinName(this.root, LOCK_NAME);
     // These run last, the second one first: strangers' leftovers may take long.
     this.#cleanups.defer(() => this.#swept.then(() => {}));
     this.#cleanups.defer(() => releaseOf(this.#closing.signal, this.#lockFile));
@@ -516,10 +518,6 @@ export class Dir implements AsyncDisposable {
     return new Deno.errors.BadResource(
       `Cannot ${tried} in ${this.root}: the handle is closed; open another`,
     );
-  }
-
-  get #lockFile(): string {
-    return joinName(this.root, LOCK_NAME);
   }
 
   #resolve(tried: string, name: string): string {

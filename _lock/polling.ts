@@ -67,10 +67,13 @@ class Places {
 
   /** Takes a place, or else wakes the seeker when one is free. */
   take(seeker: Seeker): boolean {
-    const isFree = this.#taken < PLACES;
-    if (isFree) this.#taken++;
-    this.#seekers[isFree ? "delete" : "add"](seeker);
-    return isFree;
+    if (this.#taken === PLACES) {
+      this.#seekers.add(seeker);
+      return false;
+    }
+    this.#seekers.delete(seeker);
+    this.#taken++;
+    return true;
   }
 
   free(): void {
@@ -90,4 +93,5 @@ class Places {
     }
   }
 }
+
 export const places = new Places();
