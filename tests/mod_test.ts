@@ -1,9 +1,13 @@
 import { assert } from "@std/assert/assert";
 import { assertEquals } from "@std/assert/equals";
+import { walk } from "@std/fs/walk";
+import { fromFileUrl } from "@std/path/from-file-url";
+import { relative } from "@std/path/relative";
+import { resolve } from "@std/path/resolve";
 import * as dir from "../dir.ts";
 import * as lock from "../lock.ts";
 import * as mod from "../mod.ts";
-import { Peer, RESOLUTION, scene, script } from "./support.ts";
+import { local, Peer, RESOLUTION, scene, script } from "./support.ts";
 
 Deno.test("mod.ts exports all of dir.ts and lock.ts", () => {
   assertEquals(
@@ -38,20 +42,52 @@ Deno.test("importing mod.ts and open() leave node:process unloaded", async () =>
   assertEquals((await child.ended()).code, 0);
 });
 
-Deno.test("mod.ts imports nothing from Node, and at most 30 modules in all", async () => {
-  const url = import.meta.resolve("../mod.ts"); // no path: C: looks like a scheme
-  const args = ["info", "--json", ...RESOLUTION, url];
-  const { stdout } = await new Deno.Command(Deno.execPath(), { args }).output();
+/** What a module imports, and what that imports, and so on. */
+async function graph(...args: string[]) {
+  const { stdout } = await new Deno.Command(Deno.execPath(), {
+    args: ["info", "--json", ...RESOLUTION, ...args],
+  }).output();
   const info: {
     modules: { specifier: string; dependencies?: { specifier: string }[] }[];
   } = JSON.parse(new TextDecoder().decode(stdout));
   // The stand-ins for @std, where they are in use, may use what they like.
-  const modules = info.modules
+  return info.modules
     .filter(({ specifier }) => !specifier.includes("/tests/offline/"));
+}
+const MOD = import.meta.resolve("../mod.ts"); // no path: C: looks like a scheme
+
+Deno.test("mod.ts imports nothing from Node, and at most 30 modules in all", async () => {
+  const modules = await graph(MOD);
   assert(modules.length >= 3 && modules.length <= 30, `${modules.length}`);
   for (const { specifier, dependencies = [] } of modules) {
     for (const dependency of dependencies) {
       assert(!dependency.specifier.startsWith("node:"), specifier);
     }
   }
+});
+
+Deno.test("deno publish takes all that mod.ts imports, deno.json and the documents", async () => {
+  using dir = scene();
+  const root = local("..");
+  // Without their imports, so that it needs no JSR.
+  const skip = [/[\\/](\.git|\.cog|coverage)$/];
+  const options = { includeDirs: false, includeSymlinks: false, skip } as const;
+  for await (const { path } of walk(root, options)) {
+    const copy = resolve(dir.path, relative(root, path));
+    Deno.mkdirSync(resolve(copy, ".."), { recursive: true });
+    if (!path.endsWith(".ts")) Deno.copyFileSync(path, copy);
+    else Deno.writeTextFileSync(copy, "export {};");
+  }
+  const { stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["publish", "--dry-run"],
+    cwd: dir.path,
+    env: { NO_COLOR: "1" },
+  }).output();
+  const published = new TextDecoder().decode(stderr).match(/file:\S+/g)!
+    .map((url) => relative(dir.path, fromFileUrl(url)));
+  const modules = (await graph(MOD))
+    .filter(({ specifier }) => specifier.startsWith("file:"))
+    .map(({ specifier }) => relative(root, fromFileUrl(specifier)));
+  const documents = ["CHANGELOG.md", "LICENSE", "README.md"];
+  assertEquals(published, [...modules, ...documents, "deno.json"].sort());
 });

@@ -1,6 +1,9 @@
 /**
  * Prints the flag with which Deno runs without JSR, and says so.
  *
+ * The flag names an import map of stand-ins: small modules in `std/` that do
+ * what the functions of `@std` do, as far as this project uses them.
+ *
  * It prints nothing if `REAL_STD` is set, or if JSR or a cache of it has every
  * entry point of the import map.
  */
@@ -8,13 +11,15 @@
 import map from "./import_map.json" with { type: "json" };
 
 const std = Object.keys(map.imports).filter((name) => name.startsWith("@std/"));
-try {
-  if (!Deno.env.get("REAL_STD")) {
-    await Promise.all(std.map((name) => import(name)));
-  }
-} catch {
-  console.error(
-    "JSR is not reachable: testing with the stand-ins in tests/offline/",
-  );
-  console.log("--import-map=tests/offline/import_map.json");
+if (!Deno.env.get("REAL_STD")) {
+  const { promise: isSilent, reject } = Promise.withResolvers();
+  setTimeout(reject, 10_000); // some networks swallow what they do not allow
+  const imports = Promise.all(std.map((name) => import(name)));
+  await Promise.race([imports, isSilent]).catch(() => {
+    console.error(
+      "JSR is not reachable: using the stand-ins for @std in tests/offline/",
+    );
+    console.log("--import-map=tests/offline/import_map.json");
+  });
 }
+Deno.exit(); // whatever is still under way
