@@ -93,6 +93,10 @@ const build: Process = async ({ open }, at, port) => {
 type After = (file: string) => void;
 const remain: After = () => {};
 const remove: After = (file) => Deno.removeSync(file);
+const moveDirectory: After = (file) => {
+  const directory = file.slice(0, file.lastIndexOf("/"));
+  Deno.renameSync(directory, `${directory}.old`);
+};
 const replace: After = (file) => {
   Deno.writeTextFileSync(`${file}.new`, "");
   Deno.renameSync(`${file}.new`, file);
@@ -110,6 +114,15 @@ const hold =
     release();
   };
 const polling = () => new AbortController().signal;
+
+/** Fails as documented if the directory of the lock file is gone. */
+const unlessGone = (process: Process): Process => async (...args) => {
+  try {
+    await process(...args);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+  }
+};
 
 const tryToHold: Process = async ({ tryLock }, at, port) => {
   const release = await tryLock(`${at}/x.lock`);
@@ -240,6 +253,14 @@ export const scenarios: Record<string, Scenario> = {
   "wait-deleted": { processes: [hold(remove), hold(remove)] },
   "wait-deleted-polling": {
     processes: [hold(remove), hold(remove, polling), tryToHold],
+    most: 1,
+  },
+  "wait-directory-moved": {
+    processes: [
+      hold(moveDirectory),
+      unlessGone(hold()),
+      unlessGone(hold(remain, polling)),
+    ],
     most: 1,
   },
   "wait-replaced": { processes: [hold(replace), hold(), tryToHold], most: 1 },
