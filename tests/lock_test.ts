@@ -4,7 +4,7 @@ import { assertRejects } from "@std/assert/rejects";
 import { delay } from "@std/async/delay";
 import { resolve } from "@std/path/resolve";
 import { clock } from "../_lock/clock.ts";
-import { lock, type LockOptions, type Release, tryLock } from "../lock.ts";
+import { lock, type LockOptions, tryLock } from "../lock.ts";
 import {
   blocked,
   CAN_LINK,
@@ -26,29 +26,16 @@ import {
   scene,
   script,
   soon,
-  stranger,
   threads,
   until,
   WINDOWS,
 } from "./support.ts";
 
-const { IsADirectory, NotADirectory, NotFound, PermissionDenied } = Deno.errors;
-const LINKS = { ignore: !CAN_LINK || WINDOWS };
+const { NotFound, PermissionDenied } = Deno.errors;
 const LINUX = { ignore: !HAS_PROC };
 const MOUNTS = { ignore: !CAN_MOUNT };
 const STRACE = { ignore: !HAS_STRACE };
 const UNIX = { ignore: WINDOWS };
-const HAS_FLOCK = has("flock");
-const HAS_PYTHON = has("python3") && !WINDOWS; // which has no fcntl
-
-/** A lock file that a stranger holds, until it is let go or killed. */
-async function taken() {
-  const stack = new AsyncDisposableStack();
-  const { file } = stack.use(scene());
-  const holder = stack.use(stranger(file));
-  await holder.line();
-  return { file, holder, [Symbol.asyncDispose]: () => stack.disposeAsync() };
-}
 
 /** Locks a file as a program that does not use the library. */
 function theirs(path: string): Deno.FsFile {
@@ -75,6 +62,9 @@ const throwing = () => {
   throw new RangeError("from onWait");
 };
 
+/** What this process has open, where the system tells. */
+const opened = () => HAS_PROC ? openFiles() : [];
+
 /** The latest time that any test has seen, since no clock goes back. */
 let latest = 0;
 
@@ -96,16 +86,8 @@ function fakeTime(onPause = () => {}) {
 }
 
 /** Ends no pause, so that only events wake a waiter, to the end of the block. */
-function endlessPauses() {
-  const timers = new Set<() => void>();
-  const stack = new DisposableStack();
-  const set = (end: () => void) => (timers.add(end), end as never);
-  stack.use(replace(clock, "setTimeout", set));
-  stack.use(
-    replace(clock, "clearTimeout", (end) => timers.delete(end as never)),
-  );
-  return { timers, [Symbol.dispose]: () => stack.dispose() };
-}
+const endlessPauses = () =>
+  replace(clock, "setTimeout", (end) => setTimeout(end, 600_000));
 
 /** Makes Deno find something else about the file at each path. */
 function fakeStat(
@@ -133,13 +115,15 @@ function replaceOfFiles<K extends "lock" | "tryLockSync">(
 
 // The file
 
-Deno.test("lock() creates the file, and leaves it there", async () => {
+Deno.test("lock() of a free file creates it and leaves it there, and does not call onWait", async () => {
   using dir = scene();
-  const release = await lock(dir.file);
+  let calls = 0;
+  const release = await lock(dir.file, { onWait: () => calls++ });
   assertEquals(isFree(dir.file), false);
   release();
   assertEquals(isFree(dir.file), true);
   assertEquals(Deno.statSync(dir.file).size, 0);
+  assertEquals(calls, 0);
 });
 
 Deno.test("lock() obeys the umask", UNIX, async () => {
@@ -152,35 +136,19 @@ Deno.test("lock() obeys the umask", UNIX, async () => {
 
 // onWait
 
-Deno.test("lock() does not call onWait for a lock that is free", async () => {
-  using dir = scene();
-  let calls = 0;
-  (await lock(dir.file, { onWait: () => calls++ }))();
-  assertEquals(calls, 0);
-});
-
 Deno.test("lock() calls onWait once, after it has returned its promise", async () => {
-  await using it = await taken();
-  const calls: string[] = [];
-  const first = lock(it.file, { onWait: () => calls.push("first") });
-  const second = lock(it.file, { onWait: () => calls.push("second") });
-  assertEquals(calls, []); // behind another process, and behind this one
-  await until(() => calls.length > 0);
-  assertEquals(calls, ["first", "second"]);
-  await it.holder.go();
-  (await soon(first))();
-  (await soon(second))();
-  assertEquals(calls.length, 2);
-});
-
-Deno.test("lock() rejects with what onWait throws, and lets the next one in", async () => {
   using dir = scene();
-  const release = await lock(dir.file);
-  const refused = () => lock(dir.file, { onWait: throwing });
-  await assertRejects(refused, RangeError, "from onWait");
-  const next = lock(dir.file);
-  release();
-  (await soon(next))();
+  using holder = theirs(dir.file);
+  const calls: string[] = [];
+  const waiters = ["behind another program", "behind this one"].map((it) =>
+    lock(dir.file, { onWait: () => calls.push(it) })
+  );
+  assertEquals(calls, []);
+  await until(() => calls.length > 0);
+  assertEquals(calls, ["behind another program", "behind this one"]);
+  holder.close();
+  for (const waiter of waiters) (await soon(waiter))();
+  assertEquals(calls.length, 2);
 });
 
 Deno.test("lock() whose onWait releases the lock and throws rejects, and leaves it free", async () => {
@@ -198,57 +166,36 @@ Deno.test("lock() reads each option once, and calls onWait without this", async 
   using dir = scene();
   const release = await lock(dir.file);
   const seen: unknown[] = [];
-  const options = {
-    get signal() {
-      seen.push("signal");
-      return undefined;
-    },
-    get onWait() {
-      seen.push("onWait");
-      return function (this: unknown) {
-        seen.push(this);
-        release();
-      };
-    },
+  const onWait = function (this: unknown) {
+    seen.push(this);
+    release();
   };
-  (await lock(dir.file, options))();
+  const get = (options: LockOptions, name: keyof LockOptions) => {
+    seen.push(name);
+    return options[name];
+  };
+  (await lock(dir.file, new Proxy({ onWait }, { get: get as never })))();
   assertEquals(seen, ["signal", "onWait", undefined]);
 });
 
-Deno.test("lock() whose onWait throws leaves no wait", async () => {
-  await using it = await taken();
+Deno.test("lock() rejects with what onWait throws, unless the signal is aborted first, and leaves no wait", async () => {
+  using dir = scene();
+  using _holder = theirs(dir.file);
   using waits = countWaits();
   const controller = new AbortController();
-  const polling = await waiting(it.file, { signal: controller.signal });
-  await assertRejects(() => lock(it.file, { onWait: throwing }), RangeError);
+  const { signal } = controller;
+  const polling = await waiting(dir.file, { signal });
+  const refused = () => lock(dir.file, { onWait: throwing });
+  await assertRejects(refused, RangeError, "from onWait");
+  const onWait = () => {
+    controller.abort("enough");
+    throwing();
+  };
+  for (const waiter of [lock(dir.file, { signal, onWait }), polling.lock]) {
+    assertEquals(await waiter.catch((reason) => reason), "enough");
+  }
   await delay(0);
   assertEquals(waits.count, 0);
-  controller.abort("enough");
-  assertEquals(await polling.lock.catch((reason) => reason), "enough");
-});
-
-Deno.test("lock() whose onWait aborts, asks again and throws leaves one wait", async () => {
-  await using it = await taken();
-  using waits = countWaits();
-  const controller = new AbortController();
-  let inner: Promise<Release> | undefined;
-  const outer = lock(it.file, {
-    signal: controller.signal,
-    onWait() {
-      controller.abort("in onWait");
-      inner = lock(it.file);
-      throw new Error("too late to count");
-    },
-  });
-  assertEquals(await outer.catch((reason) => reason), "in onWait");
-  const next = lock(it.file);
-  await delay(0);
-  assertEquals(waits.count, 1);
-  await it.holder.go();
-  const release = await soon(inner!);
-  assertEquals(await tryLock(it.file), null);
-  release();
-  (await soon(next))();
 });
 
 // The signal
@@ -267,8 +214,9 @@ Deno.test("lock() takes a signal of a class of one's own", async () => {
     aborted = false;
     reason: unknown;
     onabort = null;
-    throwIfAborted() {
-      if (this.aborted) throw this.reason;
+    throwIfAborted() {}
+    override removeEventListener() {
+      throw new Error("as a class of one's own may");
     }
     abort(reason: unknown) {
       Object.assign(this, { aborted: true, reason });
@@ -284,70 +232,25 @@ Deno.test("lock() takes a signal of a class of one's own", async () => {
   (await tryLock(dir.file))!();
 });
 
-Deno.test("lock() that is abandoned leaves no handle, thread or lock behind", {
+Deno.test("lock() that is abandoned leaves no handle, thread, timer or lock", {
   sanitizeOps: true,
   sanitizeResources: true,
-  ignore: !HAS_PROC,
 }, async () => {
-  await using it = await taken();
-  const before = { threads: threads(), files: openFiles() };
+  using dir = scene();
+  using holder = theirs(dir.file);
+  using _ = endlessPauses();
+  const before = { threads: HAS_PROC ? threads() : 0, files: opened() };
   for (let i = 0; i < 20; i++) {
     const controller = new AbortController();
-    const waiter = await waiting(it.file, { signal: controller.signal });
-    assertEquals(openFiles().includes(it.file), true);
+    const waiter = await waiting(dir.file, { signal: controller.signal });
+    assertEquals(opened().length > before.files.length, HAS_PROC);
     controller.abort(i);
     assertEquals(await waiter.lock.catch((reason) => reason), i);
-    assertEquals(openFiles(), before.files);
+    assertEquals(opened(), before.files);
   }
-  assert(threads() <= before.threads + 1, `${threads()} threads`);
-  await it.holder.go();
-  await it.holder.ended();
-  assertEquals(isFree(it.file), true);
-});
-
-Deno.test("lock() that is abandoned leaves no timer behind", async () => {
-  using dir = scene();
-  using _holder = theirs(dir.file);
-  using pauses = endlessPauses();
-  const controller = new AbortController();
-  const abandoned = lock(dir.file, controller);
-  assertEquals(pauses.timers.size, 1);
-  controller.abort("reason");
-  assertEquals(await abandoned.catch((reason) => reason), "reason");
-  await delay(0);
-  assertEquals(pauses.timers.size, 0);
-});
-
-Deno.test("lock() that is abandoned lets the script end while another process holds the lock", async () => {
-  await using it = await taken();
-  await using child = script(
-    `await lock(args[0], { signal: AbortSignal.timeout(100) })
-       .catch((error) => console.log(error.name));`,
-    [it.file],
-  );
-  assertEquals(await child.line(), "TimeoutError");
-  assertEquals((await child.ended()).code, 0);
-  assertEquals(isFree(it.file), false);
-});
-
-Deno.test("lock() that has settled lets the script end before the signal's timeout", async () => {
-  await using it = await taken();
-  const code = `
-    const signal = AbortSignal.timeout(600_000);
-    (await lock(args[0] + "2", { signal }))();
-    const onWait = () => console.log("waiting");
-    (await lock(args[0], { signal, onWait }))();
-    const first = await lock(args[0]);
-    const second = lock(args[0], { signal });
-    const refuse = () => { throw "refused"; };
-    await lock(args[0], { signal, onWait: refuse }).catch(console.log);
-    first();
-    (await second)();`;
-  await using child = script(code, [it.file]);
-  assertEquals(await child.line(), "waiting");
-  await it.holder.go();
-  assertEquals(await child.line(), "refused");
-  assertEquals((await child.ended()).code, 0);
+  if (HAS_PROC) assert(threads() <= before.threads + 1, `${threads()} threads`);
+  holder.close();
+  assertEquals(isFree(dir.file), true);
 });
 
 Deno.test("lock() with a signal asks after half to all of a fortieth of its wait, 1 ms at least, 100 ms at most", async () => {
@@ -388,7 +291,7 @@ Deno.test("lock() with a signal pauses for its own wait, not for that of one who
 
 Deno.test("lock() with a signal tries in bursts, to get in before those who wait in the system", async () => {
   using dir = scene();
-  const holder = theirs(dir.file);
+  using holder = theirs(dir.file);
   using time = fakeTime(() => tries = 0);
   let tries = 0;
   using _ = replaceOfFiles("tryLockSync", (tryLockSync) => {
@@ -397,7 +300,6 @@ Deno.test("lock() with a signal tries in bursts, to get in before those who wait
   });
   (await soon(lock(dir.file, { signal: endless() })))();
   assertEquals(time.pauses, [1]);
-  holder.close();
 });
 
 Deno.test("lock() with a signal bursts for 1 ms, for 50 ms at first, and for a two-hundredth of the time", async () => {
@@ -424,8 +326,7 @@ Deno.test("lock() with a signal bursts for 1 ms, for 50 ms at first, and for a t
 
 Deno.test("lock() waits though the global timers are replaced", async () => {
   using dir = scene();
-  await using holder = stranger(dir.file);
-  await holder.line();
+  using holder = theirs(dir.file);
   const code = `
     globalThis.setTimeout = () => 0;
     globalThis.clearTimeout = () => {};
@@ -441,113 +342,54 @@ Deno.test("lock() waits though the global timers are replaced", async () => {
     console.log("done");`;
   await using child = script(code, [dir.file]);
   assertEquals(await child.line(), "waiting");
-  await holder.go();
+  holder.close();
   assertEquals(await child.line(), "done");
 });
 
 // The queue of one thread
 
-Deno.test("lock() calls of one process get the lock in the order in which they asked", async () => {
+Deno.test("lock() calls of one process get the lock in the order in which they asked, and the abandoned ones leave at once", async () => {
   using dir = scene();
   const url = new URL(`file://${dir.file}`);
   const ways = ["/x.lock", "/./x.lock", "//x.lock", "/./././/x.lock/./"];
   const names = [url, ...ways.map((way) => `${dir.path}${way}`)];
   const release = await lock(dir.file);
+  const controller = new AbortController();
   const order: number[] = [];
-  const waiters = Array.from({ length: 50 }, async (_, i) => {
-    const signal = i % 4 ? undefined : AbortSignal.timeout(60_000);
+  const ask = async (i: number, signal?: AbortSignal) => {
     using _lock = await lock(names[i % names.length], { signal });
     order.push(i);
-    await delay(0);
-  });
+  };
+  const waiters: Promise<void>[] = [];
+  const abandoned: Promise<unknown>[] = [];
+  for (let i = 0; i < 50; i++) {
+    waiters.push(ask(i, i % 4 ? undefined : endless()));
+    for (let j = 0; j < 200; j++) {
+      abandoned.push(ask(i, controller.signal).catch((reason) => reason));
+    }
+  }
+  controller.abort("reason");
+  assertEquals(new Set(await soon(Promise.all(abandoned))).size, 1);
   release();
   await soon(Promise.all(waiters));
   assertEquals(order, Array.from({ length: 50 }, (_, i) => i));
 });
 
-Deno.test("lock() that is abandoned leaves the queue at once, the others keep their order", async () => {
-  using dir = scene();
-  const release = await lock(dir.file);
-  const order: number[] = [];
-  const controllers = Array.from({ length: 9 }, () => new AbortController());
-  const waiters = controllers.map(async ({ signal }, i) => {
-    using _lock = await lock(dir.file, { signal });
-    order.push(i);
-  });
-  for (const i of [0, 4, 8]) {
-    controllers[i].abort(`reason ${i}`);
-    assertEquals(await waiters[i].catch((reason) => reason), `reason ${i}`);
-  }
-  assertEquals(order, []);
-  release();
-  await soon(Promise.allSettled(waiters));
-  assertEquals(order, [1, 2, 3, 5, 6, 7]);
-});
-
-Deno.test("lock() that is abandoned just as its turn comes hands it on", async () => {
-  using dir = scene();
-  for (const abortFirst of [true, false]) {
-    const release = await lock(dir.file);
-    const controller = new AbortController();
-    const abandoned = lock(dir.file, controller);
-    const next = lock(dir.file);
-    if (abortFirst) controller.abort();
-    release();
-    controller.abort();
-    await assertRejects(() => abandoned, DOMException, "aborted");
-    (await soon(next))();
-    (await tryLock(dir.file))!();
-  }
-});
-
-Deno.test("lock() after one that was abandoned still queues in its process", async () => {
-  using dir = scene();
-  using waits = countWaits();
-  const release = await lock(dir.file);
-  const controller = new AbortController();
-  const abandoned = lock(dir.file, controller);
-  controller.abort();
-  await assertRejects(() => abandoned, DOMException);
-  const next = lock(dir.file);
-  await delay(0);
-  assertEquals(waits.count, 0);
-  release();
-  (await soon(next))();
-});
-
 Deno.test("lock() called 1000 times takes few resources", LINUX, async () => {
-  await using it = await taken();
-  const before = threads();
-  const order: number[] = [];
-  const waiters = Array.from({ length: 1000 }, async (_, i) => {
-    using _lock = await lock(it.file);
-    order.push(i);
-  });
-  await until(() => blocked(Deno.pid) > 0);
-  const added = threads() - before;
-  // Deno holds a second descriptor of the same open file while one waits.
-  const descriptors = openFiles().filter((path) => path === it.file).length;
-  await it.holder.go();
-  await soon(Promise.all(waiters));
-  assertEquals(order, Array.from({ length: 1000 }, (_, i) => i));
-  assertEquals(openFiles().includes(it.file), false);
-  assert(added <= 5, `${added} threads`);
-  assert(descriptors <= 2, `${descriptors} descriptors`);
-});
-
-Deno.test("lock() that is abandoned ten thousand times by one signal leaves the queue to the rest", async () => {
   using dir = scene();
-  const release = await lock(dir.file);
-  const controller = new AbortController();
-  let abandoned = 0;
-  const ask = () => lock(dir.file, controller).catch(() => abandoned++);
-  const waiters = Array.from({ length: 10_000 }, ask);
-  const next = lock(dir.file);
-  controller.abort();
+  using holder = theirs(dir.file);
+  const before = { threads: threads(), files: openFiles() };
+  const locks = Array.from({ length: 1000 }, () => lock(dir.file));
+  const waiters = locks.map(async (waiter) => (await waiter)());
+  await until(() => blocked(Deno.pid) > 0);
+  const added = threads() - before.threads;
+  assert(added <= 5, `${added} threads`);
+  // Deno holds a second descriptor of the same open file while one waits.
+  const descriptors = openFiles().length - before.files.length;
+  assert(descriptors <= 2, `${descriptors} descriptors`);
+  holder.close();
   await soon(Promise.all(waiters));
-  assertEquals(abandoned, 10_000);
-  release();
-  (await soon(next))();
+  assertEquals(openFiles().includes(dir.file), false);
 });
 
 // Giving way
@@ -577,31 +419,19 @@ for (const kind of ["queued", "asking anew", "locking other files, too,"]) {
   });
 }
 
-Deno.test("lock() gives way though callers compute between their turns", async () => {
+Deno.test("lock() keeps the lock in the process up to 100 ms, also of callers that compute at their turn", async () => {
   using dir = scene();
   using time = fakeTime();
   const first = await lock(dir.file);
   const waiters = [lock(dir.file), lock(dir.file)];
-  time.now += 60;
+  time.now += 99;
   first();
+  assertEquals(isFree(dir.file), false);
   time.now += 2; // the next one has the lock by now, but does not know it yet
-  const second = await waiters[0];
-  time.now += 60;
-  second();
+  (await waiters[0])();
   theirs(dir.file).close();
   (await soon(waiters[1]))();
-});
-
-Deno.test("lock() keeps the lock in the process while it has not had it for long", async () => {
-  using dir = scene();
-  using time = fakeTime();
-  const release = await lock(dir.file);
-  const next = lock(dir.file);
-  time.now += 99;
-  release();
-  assertEquals(isFree(dir.file), false);
-  (await next)();
-  assertEquals(time.pauses, []);
+  assertEquals(time.pauses.length, 1);
 });
 
 for (
@@ -650,39 +480,22 @@ Deno.test("lock() calls onWait where another one takes the lock that it gave way
   (await soon(again))();
 });
 
-Deno.test("lock() that is abandoned while it gives way leaves the path free", {
-  sanitizeOps: true,
-  sanitizeResources: true,
-}, async () => {
+Deno.test("lock() gives way to the end though another is abandoned, and leaves the path free once all are", async () => {
   using dir = scene();
-  using time = fakeTime(() => time.now -= time.pauses.at(-1)!); // time stands
-  const release = await lock(dir.file);
-  time.now += 100;
-  release();
-  const controller = new AbortController();
-  const again = lock(dir.file, controller);
-  controller.abort("reason");
-  (await tryLock(dir.file))!();
-  assertEquals(await again.catch((reason) => reason), "reason");
-  await delay(0);
-  assertEquals(time.pauses.length, 1);
-});
-
-Deno.test("lock() gives way to the end though another is abandoned meanwhile", async () => {
-  using dir = scene();
-  const controller = new AbortController();
+  const controllers = [new AbortController(), new AbortController()];
   using time = fakeTime(() => {
-    if (time.pauses.length > 1) return;
-    time.now -= time.pauses[0]; // no time passes
-    controller.abort("reason");
+    time.now -= time.pauses.at(-1)!; // no time passes
+    if (time.pauses.length < 3) controllers[time.pauses.length - 1].abort("so");
   });
   const release = await lock(dir.file);
   time.now += 1000;
   release();
-  const abandoned = lock(dir.file, controller);
-  const next = lock(dir.file);
-  assertEquals(await abandoned.catch((reason) => reason), "reason");
-  (await soon(next))();
+  const waiters = controllers.map((controller) => lock(dir.file, controller));
+  for (const waiter of waiters) {
+    assertEquals(await waiter.catch((reason) => reason), "so");
+  }
+  (await tryLock(dir.file))!();
+  await delay(0);
   assertEquals(time.pauses.length, 2);
 });
 
@@ -691,7 +504,7 @@ Deno.test("lock() polls again once nobody without a signal waits any more", asyn
   using waits = countWaits();
   using stack = new DisposableStack();
   using time = fakeTime(() => {
-    if (time.pauses.length === 2) stack.use(theirs(dir.file));
+    if (time.pauses.length === 1) stack.use(theirs(dir.file));
     if (time.pauses.length === 6) stack.dispose();
   });
   const first = await lock(dir.file);
@@ -706,8 +519,8 @@ Deno.test("lock() polls again once nobody without a signal waits any more", asyn
   assertEquals(waits.count, 0);
 });
 
-for (const [loops, count] of [["a loop", 1], ["four loops", 4]] as const) {
-  Deno.test(`lock() lets in a program that tries every 100 ms, beside ${loops} of one process`, async () => {
+for (const loops of [1, 4]) {
+  Deno.test(`lock() lets in a program that tries every 100 ms, beside so many loops of one process: ${loops}`, async () => {
     using dir = scene();
     const code = `
       const again = async () => {
@@ -716,18 +529,16 @@ for (const [loops, count] of [["a loop", 1], ["four loops", 4]] as const) {
           await new Promise((resolve) => setTimeout(resolve, 5));
         }
       };
-      for (let i = 0; i < ${count}; i++) again();
-      console.log("started");`;
+      for (let i = 0; i < ${loops}; i++) again();
+      console.log("started");
+      await heard();
+      Deno.exit();`;
     await using busy = script(code, [dir.file]);
     await busy.line();
-    try {
-      for (let i = 0; i < 5; i++) { // more than luck
-        using file = Deno.openSync(dir.file, { write: true, create: true });
-        const signal = AbortSignal.timeout(30_000);
-        while (!file.tryLockSync(true)) await delay(100, { signal });
-      }
-    } finally {
-      busy.kill();
+    for (let i = 0; i < 5; i++) { // more than luck
+      using file = Deno.openSync(dir.file, { write: true, create: true });
+      const signal = AbortSignal.timeout(30_000);
+      while (!file.tryLockSync(true)) await delay(100, { signal });
     }
   });
 }
@@ -735,100 +546,70 @@ for (const [loops, count] of [["a loop", 1], ["four loops", 4]] as const) {
 // Waiting for another process
 
 Deno.test("lock() polls only if all waiters have a signal", LINUX, async () => {
-  await using it = await taken();
+  using dir = scene();
+  using holder = theirs(dir.file);
   const controller = new AbortController();
-  const polling = await waiting(it.file, { signal: controller.signal });
-  await until(() => blocked(Deno.pid) === 0);
-  const blocking = await waiting(it.file); // joins, and the wait changes
-  await until(() => blocked(Deno.pid) === 1);
+  const polling = await waiting(dir.file, { signal: controller.signal });
+  const first = await waiting(dir.file, { signal: endless() });
+  assertEquals(blocked(Deno.pid), 0);
+  const second = await waiting(dir.file); // from now on, all in the system
   controller.abort("enough");
   assertEquals(await polling.lock.catch((reason) => reason), "enough");
   await until(() => blocked(Deno.pid) === 1);
-  await it.holder.go();
-  (await soon(blocking.lock))();
-});
-
-Deno.test("lock() with a signal gets the lock in its turn", LINUX, async () => {
-  await using it = await taken();
-  const first = await waiting(it.file, { signal: endless() });
-  const second = await waiting(it.file); // from now on, both in the system
-  await until(() => blocked(Deno.pid) === 1);
-  await it.holder.go();
-  const release = await soon(first.lock);
-  assertEquals(isFree(it.file), false);
+  holder.close();
+  const release = await soon(first.lock); // in its turn
+  assertEquals(isFree(dir.file), false);
   release();
   (await soon(second.lock))();
 });
 
-Deno.test("lock() looks again at once when somebody joins, and when a place in the system is free", async () => {
-  using dir = scene();
-  const paths = Array.from({ length: 4 }, (_, i) => `${dir.file}${i}`);
-  const holders = paths.map(theirs);
-  using waits = countWaits();
-  const turn = () => delay(0);
-  using _ = endlessPauses();
-  const polling = lock(paths[0], { signal: endless() });
-  await turn();
-  const waiters = [lock(paths[0])];
-  await turn();
-  assertEquals(waits.count, 1);
-  waiters.push(...paths.slice(1).map((path) => lock(path)));
-  await turn();
-  assertEquals(waits.count, 2);
-  holders[0].close();
-  (await soon(polling))();
-  (await soon(waiters[0]))();
-  await turn();
-  assertEquals(waits.count, 3);
-  holders[1].close();
-  (await soon(waiters[1]))();
-  await turn();
-  assertEquals(waits.count, 4);
-  for (const holder of holders.slice(2)) holder.close();
-  for (const waiter of waiters.slice(2)) (await soon(waiter))();
-});
-
-Deno.test("lock() looks at one other file when a wait in the system ends, that of the first who needs its place", async () => {
+Deno.test("lock() looks again at once when somebody joins, and at one other file when a place in the system is free", async () => {
   using dir = scene();
   const paths = Array.from({ length: 5 }, (_, i) => `${dir.file}${i}`);
   const holders = paths.map(theirs);
   using waits = countWaits();
-  using _ = endlessPauses();
-  const controller = new AbortController();
-  const polling = lock(paths[0], controller);
-  const waiters = paths.slice(1).map((path) => lock(path));
-  await delay(0);
   const tried = new Set<Deno.FsFile>();
   using _tries = replaceOfFiles("tryLockSync", (tryLockSync, file) => {
     tried.add(file);
     return tryLockSync(true);
   });
-  holders[1].close();
-  (await soon(waiters[0]))();
+  using _ = endlessPauses();
+  const controller = new AbortController();
+  const pollers = [lock(paths[0], controller), lock(paths[4], controller)];
+  for (const poller of pollers) poller.catch(() => {});
   await delay(0);
-  assertEquals(tried.size, 1);
-  assertEquals(waits.count, 3);
+  const waiters = [lock(paths[0])];
+  await delay(0);
+  assertEquals(waits.count, 1);
+  waiters.push(...paths.slice(1, 4).map((path) => lock(path)));
+  await delay(0);
+  assertEquals(waits.count, 2);
   controller.abort();
-  await polling.catch(() => {});
+  for (const i of [0, 1]) {
+    tried.clear();
+    holders[i].close();
+    (await soon(waiters[i]))();
+    await delay(0);
+    assertEquals(waits.count, 3 + i);
+    assertEquals(tried.size, 1);
+  }
   for (const holder of holders) holder[Symbol.dispose]();
-  for (const waiter of waiters) (await soon(waiter))();
+  for (const waiter of waiters.slice(2)) (await soon(waiter))();
 });
 
 Deno.test("lock() asked for just as the last waiter leaves waits like any other", async () => {
   using dir = scene();
-  using _holder = theirs(dir.file);
   for (let microtasks = 0; microtasks < 12; microtasks++) {
-    const first = new AbortController();
-    const abandoned = lock(dir.file, first).catch((reason) => reason);
+    using holder = theirs(dir.file);
+    const controller = new AbortController();
+    const abandoned = lock(dir.file, controller).catch((reason) => reason);
     await delay(0);
-    first.abort("reason");
+    controller.abort("reason");
     for (let i = 0; i < microtasks; i++) await null;
-    const second = new AbortController();
-    const next = lock(dir.file, second).catch((reason) => reason);
-    await delay(0);
-    second.abort("too");
-    assertEquals(await next, "too");
+    const next = lock(dir.file, { signal: endless() });
     assertEquals(await abandoned, "reason");
+    holder.close();
+    (await soon(next))();
   }
 });
 
@@ -836,14 +617,11 @@ Deno.test("lock() of many files keeps what is held or left to others, and nothin
   using dir = scene();
   let table = new Map<unknown, unknown>();
   const { set } = Map.prototype;
-  using _ = replace(
-    Map.prototype,
-    "set",
-    function (this: typeof table, key, it) {
-      if (key === dir.file) table = this;
-      return set.call(this, key, it);
-    },
-  );
+  const see = function (this: typeof table, key: unknown, it: unknown) {
+    if (key === dir.file) table = this;
+    return set.call(this, key, it);
+  };
+  using _ = replace(Map.prototype, "set", see);
   using waits = countWaits();
   using time = fakeTime();
   const owed = `${dir.file}.owed`;
@@ -855,7 +633,8 @@ Deno.test("lock() of many files keeps what is held or left to others, and nothin
   assert(table.size > 0 && table.size < 500, `${table.size}`);
   const next = lock(dir.file);
   (await lock(owed))();
-  assertEquals(time.pauses.length, 1);
+  assert(time.pauses[0] > 50 && time.pauses.length === 1, `${time.pauses}`);
+  await delay(0);
   assertEquals(waits.count, 0);
   release();
   (await soon(next))();
@@ -888,59 +667,41 @@ Deno.test("lock() of many files leaves the process's other file operations alone
 
 // The right file
 
-for (const kind of ["without a signal", "with a signal"]) {
-  const options = kind === "with a signal" ? { signal: endless() } : {};
-
-  Deno.test(`lock() ${kind} whose file is replaced waits for the new file's holder too`, async () => {
-    await using it = await taken();
-    const waiter = await waiting(it.file, options);
-    const granted = waiter.lock.then((release) => {
-      release();
-      return exists(`${it.file}.done`);
-    });
-    Deno.renameSync(it.file, `${it.file}.old`);
-    const after = `Deno.writeTextFileSync(args[0] + ".done", "");`;
-    await using second = stranger(it.file, after);
-    await second.line();
-    await it.holder.go();
-    await it.holder.ended();
-    if (options.signal) await until(() => isFree(`${it.file}.old`));
-    if (HAS_PROC) await until(() => openFiles().includes(it.file));
-    await second.go();
-    assertEquals(await soon(granted), true);
-    assertEquals(waiter.calls(), 1);
-    assertEquals(isFree(it.file), true);
-  });
-
-  Deno.test(`lock() ${kind} whose file is deleted gets a new file`, async () => {
-    await using it = await taken();
-    const waiter = await waiting(it.file, options);
-    Deno.removeSync(it.file);
-    await it.holder.go();
-    const release = await soon(waiter.lock);
-    assertEquals(isFree(it.file), false);
-    release();
-  });
-
-  Deno.test(`lock() ${kind} whose directory is deleted says so`, async () => {
-    await using it = await taken();
-    const waiter = await waiting(it.file, options);
-    Deno.removeSync(resolve(it.file, ".."), { recursive: true });
-    await it.holder.go();
-    const message = "its directory is missing";
-    await assertRejects(() => soon(waiter.lock), NotFound, message);
-    Deno.mkdirSync(resolve(it.file, ".."));
-  });
-}
-
-Deno.test("lock() takes a file that is written to at that moment", async () => {
+Deno.test("lock() whose file is replaced waits for the new file's holder too", async () => {
   using dir = scene();
-  using _ = fakeStat(() => ({ mtime: new Date(1) }));
+  using holder = theirs(dir.file);
+  const waiter = await waiting(dir.file);
+  Deno.renameSync(dir.file, `${dir.file}.old`);
+  using second = theirs(dir.file);
+  holder.close();
+  await until(() => isFree(`${dir.file}.old`));
+  second.close();
+  const release = await soon(waiter.lock);
+  assertEquals(isFree(dir.file), false);
+  assertEquals(waiter.calls(), 1);
+  release();
+});
+
+Deno.test("lock() whose directory is deleted excludes its own process to the end, and those who wait hear of it", async () => {
+  using dir = scene();
+  const release = await lock(dir.file);
+  Deno.removeSync(dir.path, { recursive: true });
+  assertEquals(await tryLock(dir.file), null);
+  const waiters = [lock(dir.file), lock(dir.file)];
+  release();
+  for (const waiter of waiters) {
+    await assertRejects(() => soon(waiter), NotFound, "directory is missing");
+  }
+  Deno.mkdirSync(dir.path);
   (await tryLock(dir.file))!();
 });
 
-Deno.test("tryLock() knows a file of another disk with the same number", async () => {
+Deno.test("tryLock() knows another file by its disk, and no file by its last write", async () => {
   using dir = scene();
+  {
+    using _ = fakeStat(() => ({ mtime: new Date(1) }));
+    (await tryLock(dir.file))!();
+  }
   using _ = fakeStat(({ dev }) => ({ dev: dev + 1 }));
   assertEquals(await tryLock(dir.file), null);
 });
@@ -974,36 +735,27 @@ for (const sign of ["links of the deleted one", "birth time", "last write"]) {
   });
 }
 
-Deno.test("lock() whose file is deleted while it is held still excludes its own process, and releases", async () => {
-  using dir = scene();
-  const release = await lock(dir.file);
-  Deno.removeSync(dir.file);
-  assertEquals(await tryLock(dir.file), null);
-  const next = lock(dir.file);
-  release();
-  const release2 = await soon(next);
-  assertEquals(isFree(dir.file), false);
-  release2();
-});
-
 // Crashes
 
-for (
-  const [how, code] of [
-    ["is killed", "await heard();"],
-    ["exits", "await heard(); Deno.exit(3);"],
-    ["throws", `await heard(); throw "an uncaught error, as the test wants";`],
-  ]
-) {
-  Deno.test(`lock() of a process that ${how} is freed`, async () => {
+for (const how of ["is killed", "exits", "throws"]) {
+  Deno.test(`lock() of a process that ${how} is freed, though its child lives on`, async () => {
     using dir = scene();
-    const held = `await lock(args[0]); console.log("held");`;
-    await using holder = script(held + code, [dir.file]);
-    await holder.line();
+    const code = `
+      await lock(args[0]);
+      const sleep = ["eval", "await new Promise((go) => setTimeout(go, 60000))"];
+      const child = new Deno.Command(Deno.execPath(), { args: sleep }).spawn();
+      console.log(child.pid);
+      await heard();
+      if (args[1] === "exits") Deno.exit(3);
+      throw "an uncaught error, as the test wants";`;
+    await using holder = script(code, [dir.file, how]);
+    const child = Number(await holder.line());
+    assertEquals(await tryLock(dir.file), null);
     const waiter = await waiting(dir.file);
     if (how === "is killed") holder.kill();
     else await holder.go();
     (await soon(waiter.lock))();
+    if (!WINDOWS) Deno.kill(child, "SIGKILL"); // there it dies with its parent
   });
 }
 
@@ -1036,24 +788,6 @@ for (
   });
 }
 
-Deno.test("lock() is not inherited: a child does not keep it", {
-  ignore: WINDOWS, // where it is killed with its parent
-}, async () => {
-  using dir = scene();
-  const code = `
-    await lock(args[0]);
-    const sleep = ["eval", "await new Promise((go) => setTimeout(go, 60000))"];
-    const child = new Deno.Command(Deno.execPath(), { args: sleep }).spawn();
-    console.log(child.pid);
-    await heard();`;
-  await using holder = script(code, [dir.file]);
-  const child = Number(await holder.line());
-  holder.kill();
-  await holder.ended();
-  assertEquals(isFree(dir.file), true);
-  Deno.kill(child, "SIGKILL");
-});
-
 // Strangers
 
 /** Code that holds the lock until it reads a line, and code that only tries. */
@@ -1063,7 +797,7 @@ const PROGRAMS = [
     command: "sh",
     hold: `flock "$0" sh -c "echo held; read _"`,
     attempt: `flock -n "$0" true`,
-    ignore: !HAS_FLOCK,
+    ignore: !has("flock"),
   },
   {
     name: "Python's fcntl.flock",
@@ -1072,12 +806,10 @@ const PROGRAMS = [
 file = open(sys.argv[1], "a")
 fcntl.flock(file, fcntl.LOCK_EX)
 print("held", flush=True)
-sys.stdin.readline()
-fcntl.flock(file, fcntl.LOCK_UN)
 sys.stdin.readline()`,
     attempt: `import fcntl, sys
 fcntl.flock(open(sys.argv[1], "a"), fcntl.LOCK_EX | fcntl.LOCK_NB)`,
-    ignore: !HAS_PYTHON,
+    ignore: WINDOWS || !has("python3"), // Windows has no fcntl
   },
 ];
 
@@ -1111,7 +843,7 @@ for (const kind of ["file", "link"]) {
     const path = kind === "link" ? dir.file : data;
     const { mtime } = Deno.statSync(data);
     const release = await lock(path);
-    const next = lock(path, { signal: AbortSignal.timeout(60_000) });
+    const next = lock(path, { signal: endless() });
     release();
     (await next)();
     (await tryLock(path))!();
@@ -1135,107 +867,59 @@ Deno.test("lock() locks a file that it may only read", async () => {
   using dir = scene();
   Deno.writeTextFileSync(dir.file, "");
   const code = `
-    const release = await lock(args[0]);
+    (await lock(args[0]))();
+    const release = await tryLock(args[0]);
     console.log("held");
-    await heard();
-    release();
-    console.log("released");`;
+    await heard();`;
   await using child = script(code, [dir.file], [`--allow-read=${dir.path}`]);
   assertEquals(await child.line(), "held");
   assertEquals(isFree(dir.file), false);
-  await child.go();
-  assertEquals(await child.line(), "released");
-  assertEquals(isFree(dir.file), true);
 });
 
 // Refusals
 
-/** Names in a directory that the test fills, and what is said of each. */
+/** Paths from a directory that the test fills, and how they are refused. */
 const REFUSALS = [
-  {
-    kind: "a directory",
-    name: ".",
-    Class: WINDOWS ? Error : IsADirectory,
-    code: WINDOWS ? undefined : "EISDIR",
-    message: "it is a directory; name a file in it",
-  },
-  {
-    kind: "a file in a missing directory",
-    name: "missing/x",
-    Class: NotFound,
-    code: "ENOENT",
-    message: "its directory is missing; create it first",
-  },
-  {
-    kind: "a file in /proc",
-    name: "/proc/x",
-    Class: NotFound,
-    code: "ENOENT",
-    message: "No such file",
-    ignore: !HAS_PROC,
-  },
-  {
-    kind: "a symbolic link into a missing directory",
-    name: "link",
-    Class: NotFound,
-    code: "ENOENT",
-    message: "it is a symbolic link to a missing file; create that first",
-    ignore: !CAN_LINK,
-  },
-  {
-    kind: "a path below a file",
-    name: "file/x",
-    Class: WINDOWS ? Error : NotADirectory,
-    code: WINDOWS ? undefined : "ENOTDIR",
-    message: "",
-  },
-  {
-    kind: "a name that is too long",
-    name: "x".repeat(300),
-    Class: Error,
-    code: WINDOWS ? undefined : "ENAMETOOLONG",
-    message: WINDOWS ? "" : "File name too long",
-  },
-  {
-    kind: "a path with a NUL",
-    name: "a\0b",
-    Class: TypeError,
-    message: "no path can contain a NUL",
-  },
+  ["directory", "IsADirectory EISDIR", "it is a directory; name a file in it"],
+  ["missing/x", "NotFound ENOENT", "its directory is missing; create it first"],
+  ["/proc/missing", "NotFound ENOENT", "No such file"],
+  ["link", "NotFound ENOENT", "it is a symbolic link to a missing file"],
+  ["file/x", "NotADirectory ENOTDIR", "Not a directory"],
+  ["x".repeat(300), "Error ENAMETOOLONG", "File name too long"],
+  ["a\0b", "TypeError", "no path can contain a NUL"],
 ];
 
-for (const { kind, name, Class, code, message, ignore } of REFUSALS) {
-  Deno.test(`lock() and tryLock() refuse ${kind}`, { ignore }, async () => {
+for (const [name, how, message] of REFUSALS) {
+  Deno.test(`lock() and tryLock() refuse a path, and say: ${message}`, {
+    ignore: name.startsWith("/") && !HAS_PROC || name === "link" && !CAN_LINK,
+  }, async () => {
     using dir = scene();
     const at = (name: string) => resolve(dir.path, name);
+    Deno.mkdirSync(at("directory"));
     Deno.writeTextFileSync(at("file"), "");
     if (CAN_LINK) {
       Deno.symlinkSync(at("missing/x"), at("link"), { type: "file" });
     }
-    const path = at(name);
-    const before = HAS_PROC ? openFiles() : [];
+    const before = opened();
     for (const acquire of [lock, tryLock]) {
-      const error: Error & { code?: string } = await assertRejects(
-        () => acquire(path),
-        Class,
-        `Cannot lock ${path}: ${message}`,
-      );
-      assert(error.cause instanceof Class);
+      const error = await acquire(at(name)).catch((error) => error);
       assertEquals(error.constructor, error.cause.constructor);
-      assertEquals("code" in error, "code" in error.cause);
-      if (code) assertEquals(error.code, code);
-      const other = kind.includes("missing") ? "readable" : "missing";
-      assert(!error.message.includes(other), error.message);
+      assertEquals(error.code, error.cause.code);
+      // Windows has classes, codes and messages of its own.
+      const isKnown = !WINDOWS || /ENOENT|TypeError/.test(how);
+      const start = `Cannot lock ${at(name)}: ${isKnown ? message : ""}`;
+      assert(error.message.startsWith(start), error.stack);
+      if (isKnown) assert(`${error.name} ${error.code}`.startsWith(how));
     }
-    if (HAS_PROC) assertEquals(openFiles(), before);
+    assertEquals(opened(), before);
   });
 }
 
 /** Prints what becomes of lock() and tryLock(). */
 const TELL = `
   for (const acquire of [lock, tryLock]) {
-    await acquire(args[0]).catch((error) =>
-      console.log(error.name, "code" in error ? error.code : "none", error.message));
+    await acquire(args[0]).catch(({ name, code = "none", message }) =>
+      console.log(name, code, message));
   }`;
 
 /** Checks how both lines begin that TELL prints. */
@@ -1246,36 +930,36 @@ async function told(child: Peer, start: string): Promise<void> {
   }
 }
 
-function mkfifo(path: string, ...options: string[]): void {
-  new Deno.Command("mkfifo", { args: [...options, path] }).outputSync();
-}
+/** What the user or Deno may not open, and how it is refused. */
+const BARRED = [
+  ["unreadable", "PermissionDenied EACCES", "allow reading it"],
+  ["pipe", "PermissionDenied EACCES", "allow reading and writing it"],
+  ["sealed/x", "PermissionDenied EACCES", "allow writing to its directory"],
+  ["sealed", "NotCapable none", "it is a directory; name a file in it"],
+  ["x.lock", "NotCapable none", "Requires read access"],
+  ["pipe", "NotCapable none", "Requires write access"],
+];
 
-for (
-  const [kind, name, advice] of [
-    ["read", "unreadable", "allow reading it"],
-    ["write, a pipe", "pipe", "allow reading and writing it"],
-    ["create", "sealed/new", "allow writing to its directory"],
-  ]
-) {
-  Deno.test(
-    `lock() and tryLock() refuse a file that the user may not ${kind}`,
-    {
-      ignore: WINDOWS || IS_ROOT && !HAS_SETPRIV,
-    },
-    async () => {
-      using dir = scene();
-      Deno.writeTextFileSync(resolve(dir.path, "unreadable"), "", { mode: 0 });
-      mkfifo(resolve(dir.path, "pipe"), "-m", "444");
-      Deno.mkdirSync(resolve(dir.path, "sealed"), { mode: 0o555 });
-      const path = resolve(dir.path, name);
-      const under = IS_ROOT ? POWERLESS : [];
-      await using child = script(TELL, [path], undefined, { under });
-      await told(
-        child,
-        `PermissionDenied EACCES Cannot lock ${path}: ${advice}`,
-      );
-    },
-  );
+for (const [name, how, advice] of BARRED) {
+  const isUser = how.startsWith("PermissionDenied");
+  const who = isUser ? "the user" : "Deno";
+  Deno.test(`lock() refuses what ${who} may not open, and says: ${advice}`, {
+    ignore: WINDOWS && (isUser || name === "pipe") ||
+      isUser && IS_ROOT && !HAS_SETPRIV,
+  }, async () => {
+    using dir = scene();
+    Deno.writeTextFileSync(resolve(dir.path, "unreadable"), "", { mode: 0 });
+    // Opening it for reading only would wait for a writer.
+    const fifo = ["-m", "444", resolve(dir.path, "pipe")];
+    if (!WINDOWS) new Deno.Command("mkfifo", { args: fifo }).outputSync();
+    Deno.mkdirSync(resolve(dir.path, "sealed"), { mode: 0o555 });
+    const path = resolve(dir.path, name);
+    const under = isUser && IS_ROOT ? POWERLESS : [];
+    const granted = name === "x.lock" ? [] : [`--allow-read=${dir.path}`];
+    const permissions = isUser ? undefined : granted;
+    await using child = script(TELL, [path], permissions, { under });
+    await told(child, `${how} Cannot lock ${path}: ${advice}`);
+  });
 }
 
 Deno.test("lock() and tryLock() tell a full disk", MOUNTS, async () => {
@@ -1302,39 +986,23 @@ Deno.test("lock() and tryLock() tell too many open files", UNIX, async () => {
   assertEquals(await child.line(), "locked");
 });
 
-Deno.test(
-  "lock() and tryLock() say what Deno wants of a link to a missing file",
-  LINKS,
-  async () => {
-    using dir = scene();
-    Deno.symlinkSync(resolve(dir.path, "new"), dir.file, { type: "file" });
-    const granted = ["read", "write"].map((it) => `--allow-${it}=${dir.path}`);
-    await using child = script(TELL, [dir.file], granted);
-    const advice = "it is a symbolic link to a missing file; create that first";
-    for (let i = 0; i < 2; i++) {
-      const line = await child.line();
-      // Deno 2.7 says that there are too many links, as of a loop.
-      const expected = line.startsWith("FilesystemLoop ELOOP")
-        ? `FilesystemLoop ELOOP Cannot lock ${dir.file}: Too many`
-        : `NotFound ENOENT Cannot lock ${dir.file}: ${advice}`;
-      assert(line.startsWith(expected), line);
-    }
-  },
-);
-
-for (const kind of ["directory", "file", "pipe"]) {
-  Deno.test(`lock() and tryLock() refuse a ${kind} that Deno may not write`, {
-    ignore: kind === "pipe" && !has("mkfifo"),
-  }, async () => {
-    using dir = scene();
-    const path = kind === "directory" ? dir.path : dir.file;
-    // Opening it for reading only would wait for a writer.
-    if (kind === "pipe") mkfifo(path);
-    const permissions = kind === "file" ? [] : [`--allow-read=${dir.path}`];
-    await using child = script(TELL, [path], permissions);
-    await told(child, `NotCapable none Cannot lock ${path}: `);
-  });
-}
+Deno.test("lock() and tryLock() say what Deno wants of a dangling link", {
+  ignore: !CAN_LINK || WINDOWS,
+}, async () => {
+  using dir = scene();
+  Deno.symlinkSync(resolve(dir.path, "new"), dir.file);
+  const granted = ["read", "write"].map((it) => `--allow-${it}=${dir.path}`);
+  await using child = script(TELL, [dir.file], granted);
+  const advice = "it is a symbolic link to a missing file; create that first";
+  for (let i = 0; i < 2; i++) {
+    const line = await child.line();
+    // Deno 2.7 says that there are too many links, as of a loop.
+    const expected = line.startsWith("FilesystemLoop ELOOP")
+      ? `FilesystemLoop ELOOP Cannot lock ${dir.file}: Too many`
+      : `NotFound ENOENT Cannot lock ${dir.file}: ${advice}`;
+    assert(line.startsWith(expected), line);
+  }
+});
 
 /** A command under which flock(2) fails with `error` at those times. */
 function withoutLocks(dir: string, error: string, times: string): string[] {
@@ -1344,27 +1012,20 @@ function withoutLocks(dir: string, error: string, times: string): string[] {
 }
 
 for (
-  const [error, name, code] of [
-    ["EOPNOTSUPP", "Error", "ENOTSUP"],
-    ["EINVAL", "TypeError", "EINVAL"],
+  const [error, how] of [
+    ["EOPNOTSUPP", "Error ENOTSUP"],
+    ["EINVAL", "TypeError EINVAL"],
   ]
 ) {
-  Deno.test(
-    `lock() and tryLock() tell missing locks, by ${error}`,
-    STRACE,
-    async () => {
-      using dir = scene();
-      const then = `${TELL} console.log(Deno.pid); await heard();`;
-      const under = withoutLocks(dir.path, error, "1+");
-      await using child = script(then, [dir.file], undefined, { under });
-      await told(
-        child,
-        `${name} ${code} Cannot lock ${dir.file}: its file sys`,
-      );
-      const pid = Number(await child.line()); // not that of strace
-      assertEquals(openFiles(pid).includes(dir.file), false);
-    },
-  );
+  Deno.test(`lock() tells missing locks, by ${error}`, STRACE, async () => {
+    using dir = scene();
+    const then = `${TELL} console.log(Deno.pid); await heard();`;
+    const under = withoutLocks(dir.path, error, "1+");
+    await using child = script(then, [dir.file], undefined, { under });
+    await told(child, `${how} Cannot lock ${dir.file}: its file sys`);
+    const pid = Number(await child.line()); // not that of strace
+    assertEquals(openFiles(pid).includes(dir.file), false);
+  });
 }
 
 Deno.test("lock() and tryLock() try again where a signal of the system interrupts them", async () => {
@@ -1394,7 +1055,7 @@ Deno.test("lock() and tryLock() try again where a signal of the system interrupt
 Deno.test("lock() refuses a wait that the system breaks off, and leaves nothing open", async () => {
   using dir = scene();
   using holder = theirs(dir.file);
-  const before = HAS_PROC ? openFiles() : [];
+  const before = opened();
   {
     const refused = () => Promise.reject(new Error("No locks available"));
     using _ = replace(Deno.FsFile.prototype, "lock", refused);
@@ -1406,7 +1067,7 @@ Deno.test("lock() refuses a wait that the system breaks off, and leaves nothing 
     }
     assertEquals(waits.count, 1); // for both
   }
-  if (HAS_PROC) assertEquals(openFiles(), before);
+  assertEquals(opened(), before);
   holder.close();
   (await lock(dir.file))();
 });
@@ -1442,32 +1103,17 @@ Deno.test("lock() of a file that seems to be another one each time says that it 
 
 // tryLock()
 
-Deno.test("tryLock() returns null where this process holds the lock or waits for it", async () => {
+Deno.test("tryLock() returns null where this process holds the lock or waits for it, though it is free", async () => {
   using dir = scene();
   const release = await tryLock(dir.file);
   assertEquals(await tryLock(dir.file), null);
-  const next = lock(dir.file);
   release!();
-  assertEquals(await tryLock(dir.file), null);
-  (await next)();
-  (await tryLock(dir.file))!();
-});
-
-Deno.test("tryLock() returns null where this process waits for a lock that has just become free", async () => {
-  using dir = scene();
-  const holder = theirs(dir.file);
+  using holder = theirs(dir.file);
   const waiter = await waiting(dir.file, { signal: endless() });
   holder.close();
   assertEquals(await tryLock(dir.file), null);
   (await soon(waiter.lock))();
-});
-
-Deno.test("tryLock() returns null at once where another process holds the lock", async () => {
-  await using it = await taken();
-  assertEquals(await tryLock(it.file), null);
-  await it.holder.go();
-  await it.holder.ended();
-  (await tryLock(it.file))!();
+  (await tryLock(dir.file))!();
 });
 
 // The release
@@ -1486,15 +1132,6 @@ Deno.test("Release releases once, by a call or by using, and leaves another's lo
   }
   assertEquals(isFree(dir.file), true);
   second();
-});
-
-Deno.test("Release does not throw, whatever became of the file", async () => {
-  using dir = scene();
-  const release = await lock(dir.file);
-  Deno.removeSync(dir.path, { recursive: true });
-  release();
-  release();
-  Deno.mkdirSync(dir.path);
 });
 
 Deno.test("Release releases where unlocking fails", STRACE, async () => {
