@@ -16,18 +16,17 @@ if (
   Deno.exit(2);
 }
 
-function parse(text: string): Schedule {
-  const [variant, choices] = text.split(":");
-  const pairs = choices.split(",").filter(Boolean)
-    .map((it) => it.split("=").map(Number) as [number, number]);
-  return { variant: Number(variant), choices: new Map(pairs) };
-}
+const schedule: Schedule | undefined = only === undefined ? undefined : new Map(
+  only.split(",").filter(Boolean).map((it) => {
+    const [choice, way] = it.split("=");
+    return [Number(choice), Number(way)];
+  }),
+);
 
 using explorer = new Explorer();
 let faults = 0;
 for (const it of name === undefined ? Object.keys(scenarios) : [name]) {
   const start = performance.now();
-  const schedule = only === undefined ? undefined : parse(only);
   const { schedules, steps, fault } = await explorer
     .explore(it, Number(preemptions ?? scenarios[it].most ?? 2), schedule);
   const seconds = ((performance.now() - start) / 1000).toFixed(1);

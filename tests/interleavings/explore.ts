@@ -9,10 +9,7 @@ import { type Scenario, scenarios } from "./scenarios.ts";
 const KILL = 2;
 
 /** A schedule differs from the first one by these choices, by their numbers. */
-export interface Schedule {
-  variant: number;
-  choices: Map<number, number>;
-}
+export type Schedule = Map<number, number>;
 
 /** What was found in some schedules. */
 export interface Result {
@@ -39,29 +36,15 @@ export class Explorer implements Disposable {
     preemptions: number,
     only?: Schedule,
   ): Promise<Result> {
-    const scenario = scenarios[name];
-    await this.#hire(scenario.processes.length);
+    await this.#hire(scenarios[name].processes.length);
     const result: Result = { schedules: 0, steps: 0 };
-    const { variants = 1 } = scenario;
-    const first = only?.variant ?? 0;
-    for (
-      let variant = first;
-      variant < (only ? first + 1 : variants);
-      variant++
-    ) {
-      let choices: Map<number, number> | undefined = only?.choices ?? new Map();
-      while (choices && !result.fault) {
-        const run: Run = new Run(
-          name,
-          { variant, choices },
-          preemptions,
-          this.#ports,
-        );
-        result.schedules++;
-        result.fault = await this.#play(run);
-        result.steps += run.story.length;
-        choices = only ? undefined : run.next();
-      }
+    let schedule: Schedule | undefined = only ?? new Map();
+    while (schedule && !result.fault) {
+      const run: Run = new Run(name, schedule, preemptions, this.#ports);
+      result.schedules++;
+      result.fault = await this.#play(run);
+      result.steps += run.story.length;
+      schedule = only ? undefined : run.next();
     }
     return result;
   }
@@ -108,7 +91,7 @@ class Run {
   }
 
   /** The choices of the next schedule, if any. */
-  next(): Map<number, number> | undefined {
+  next(): Schedule | undefined {
     while (this.#ways.length > 0) {
       const { count, chosen } = this.#ways.pop()!;
       if (chosen + 1 === count) continue;
@@ -123,15 +106,14 @@ class Run {
     const chosen = this.#ways.flatMap(({ chosen }, i) =>
       chosen > 0 ? `${i}=${chosen}` : []
     );
-    return `deno task explore ${this.name} ${this.preemptions} ` +
-      `${this.schedule.variant}:${chosen}`;
+    return `deno task explore ${this.name} ${this.preemptions} ${chosen}`;
   }
 
   /** Plays the schedule in a directory. The result is a fault, if any. */
   play(directory: string): string | undefined {
-    const { setup, end, kills = false } = this.scenario;
+    const { setup, end, kills = false, variants = 1 } = this.scenario;
     setup?.(directory);
-    const { variant } = this.schedule;
+    const variant = this.#choose(variants);
     this.#ports.forEach((port, process) =>
       port.start({ scenario: this.name, process, directory, variant })
     );
@@ -189,7 +171,7 @@ class Run {
   }
 
   #choose(count: number): number {
-    const chosen = this.schedule.choices.get(this.#ways.length) ?? 0;
+    const chosen = this.schedule.get(this.#ways.length) ?? 0;
     if (chosen >= count) throw new Error("another schedule than before");
     this.#ways.push({ count, chosen });
     return chosen;
