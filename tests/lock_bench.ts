@@ -2,21 +2,11 @@
 
 import { delay } from "@std/async/delay";
 import { resolve } from "@std/path/resolve";
-import { open } from "../dir.ts";
 import { lock } from "../lock.ts";
-import { compare, type Contenders, perCall } from "./compare.ts";
-import {
-  has,
-  HAS_PROC,
-  Peer,
-  scene,
-  script,
-  stranger,
-  threads,
-} from "./support.ts";
+import { compare, perCall } from "./compare.ts";
+import { has, HAS_PROC, Peer, scene, script, stranger } from "./support.ts";
 
 const READ_WRITE = { read: true, write: true, create: true };
-const SIGNAL = () => AbortSignal.timeout(600_000);
 
 const dir = scene();
 addEventListener("unload", () => dir[Symbol.dispose]());
@@ -39,7 +29,7 @@ compare("acquire + release, uncontended", "µs", 50, {
       file.close();
     }),
   "lock()": () => perCall(200, async () => (await lock(path))()),
-  "lock() with a signal": () => {
+  "lock() with an AbortSignal": () => {
     const { signal } = new AbortController();
     return perCall(200, async () => (await lock(path, { signal }))());
   },
@@ -64,39 +54,28 @@ const bare: Queue = {
   wait: plain,
 };
 
-/** What `waiters` calls at once cost, each, from the release that starts them. */
-async function drain(
-  waiters: number,
-  { hold, wait }: Queue,
-): Promise<number> {
+/** What waiters add, and take each from the release that starts them. */
+async function drain(waiters: number, { hold, wait }: Queue) {
   const holder = await hold();
-  const before = { threads: threads(), memory: Deno.memoryUsage().rss };
+  const before = Deno.memoryUsage().rss;
   const all = Array.from({ length: waiters }, wait);
   await delay(200);
-  most = {
-    threads: threads() - before.threads,
-    memory: (Deno.memoryUsage().rss - before.memory) / 2 ** 20,
-  };
+  const mebibytes = (Deno.memoryUsage().rss - before) / 2 ** 20;
   const start = performance.now();
   holder[Symbol.dispose]();
   await Promise.all(all);
-  return (performance.now() - start) * 1000 / waiters;
+  const microseconds = (performance.now() - start) * 1000 / waiters;
+  return { mebibytes, microseconds };
 }
-let most: { threads: number; memory: number };
-
 compare("waiters of one process drained, per waiter", "µs", 5, {
   "uncontended": () => perCall(1000, ours.wait),
-  "1,000 waiters": () => drain(1000, ours),
-  "10,000 waiters": () => drain(10_000, ours),
-  "1,000 plain ones": () => drain(1000, bare),
-});
-compare("threads that 1,000 waiters add", "", 3, {
-  "plain": async () => (await drain(1000, bare), most.threads),
-  "lock()": async () => (await drain(1000, ours), most.threads),
+  "1,000 waiters": async () => (await drain(1000, ours)).microseconds,
+  "10,000 waiters": async () => (await drain(10_000, ours)).microseconds,
+  "1,000 plain ones": async () => (await drain(1000, bare)).microseconds,
 });
 compare("memory that 1,000 waiters add", "MiB", 3, {
-  "plain": async () => (await drain(1000, bare), most.memory),
-  "lock()": async () => (await drain(1000, ours), most.memory),
+  "plain": async () => (await drain(1000, bare)).mebibytes,
+  "lock()": async () => (await drain(1000, ours)).mebibytes,
 });
 
 /** What it costs each of many waiters of this process to give up at once. */
@@ -149,55 +128,46 @@ compare("a hundred callers of one process that hold it 2 ms each", "ms", 9, {
   "lock()": () => turns(() => lock(path)),
 });
 
-const NOW = "performance.timeOrigin + performance.now()";
-
 /** A process that holds the lock for about a second and says when it let go. */
 const HOLDER = `
   const file = Deno.openSync(args[0], { read: true, write: true, create: true });
   file.lockSync(true);
   console.log("held");
   await new Promise((resolve) => setTimeout(resolve, 900 + 200 * Math.random()));
-  const now = ${NOW};
+  const now = performance.timeOrigin + performance.now();
   file.unlockSync();
   console.log(now);`;
 
 /** The milliseconds from another process's release to the waiter's acquire. */
-async function handOver(
-  acquire: (path: string) => Promise<number>,
-): Promise<number> {
+async function handOver(acquire: () => Promise<number>): Promise<number> {
   await using holder = script(HOLDER, [path]);
   await holder.line();
-  const acquired = await acquire(path);
+  const acquired = await acquire();
   return acquired - Number(await holder.line());
 }
-const here = () => performance.timeOrigin + performance.now();
 
-const hand: Contenders = {
-  "lock()": () =>
-    handOver(async (path) => {
-      using _lock = await lock(path);
-      return here();
-    }),
-  "lock() with a signal": () =>
-    handOver(async (path) => {
-      using _lock = await lock(path, { signal: SIGNAL() });
-      return here();
-    }),
-  "polling each 100 ms, as Go does": () =>
-    handOver(async (path) => {
-      using file = Deno.openSync(path, READ_WRITE);
-      while (!file.tryLockSync(true)) await delay(100);
-      return here();
-    }),
-};
-if (has("flock")) {
-  hand["flock(1)"] = () =>
-    handOver(async (path) => {
-      await using peer = new Peer("flock", [path, "date", "+%s.%N"]);
-      return Number(await peer.line()) * 1000;
-    });
+const patient = () => lock(path);
+const impatient = () => lock(path, { signal: AbortSignal.timeout(600_000) });
+async function poll(): Promise<Deno.FsFile> {
+  const file = Deno.openSync(path, READ_WRITE);
+  while (!file.tryLockSync(true)) await delay(100);
+  return file;
 }
-compare("hand-over from another process, after about a second", "ms", 30, hand);
+async function flock(): Promise<number> {
+  await using peer = new Peer("flock", [path, "date", "+%s.%N"]);
+  return Number(await peer.line()) * 1000;
+}
+const timed = (acquire: () => Promise<Disposable>) => async () => {
+  using _lock = await acquire();
+  return performance.timeOrigin + performance.now();
+};
+
+compare("hand-over from another process, after about a second", "ms", 30, {
+  "lock()": () => handOver(timed(patient)),
+  "lock() with an AbortSignal": () => handOver(timed(impatient)),
+  "polling each 100 ms, as Go does": () => handOver(timed(poll)),
+  ...has("flock") && { "flock(1)": () => handOver(flock) },
+});
 
 /** The share of one core that a process takes while it waits ten seconds. */
 async function cpu(code: string): Promise<number> {
@@ -220,7 +190,7 @@ async function cpu(code: string): Promise<number> {
 }
 if (HAS_PROC) {
   compare("processor time while waiting, of one core", "%", 1, {
-    "lock() with a signal": () =>
+    "lock() with an AbortSignal": () =>
       cpu("await lock(args[0], { onWait, signal: AbortSignal.timeout(1e6) });"),
     "lock()": () => cpu("await lock(args[0], { onWait });"),
     "polling each 100 ms, as Go does": () =>
@@ -232,89 +202,49 @@ if (HAS_PROC) {
   });
 }
 
-/** The milliseconds to the lock beside three that hold it by turns. */
+/** The milliseconds to the lock beside processes that hold it by turns. */
 async function beside(
+  processes: number,
+  callers: number,
+  hold: number,
   acquire: () => Promise<Disposable>,
-  hold = 10,
 ): Promise<number> {
   const code = `
-    console.log("started");
-    for (;;) {
-      using _lock = await lock(args[0]);
-      await new Promise((resolve) => setTimeout(resolve, ${hold}));
-    }`;
+    async function again() {
+      while (true) {
+        using _lock = await lock(args[0]);
+        await new Promise((resolve) => setTimeout(resolve, ${hold}));
+      }
+    }
+    for (let i = 0; i < ${callers}; i++) again();
+    console.log("started");`;
   await using stack = new AsyncDisposableStack();
-  const others = [0, 1, 2].map(() => stack.use(script(code, [path])));
-  stack.defer(() => others.forEach((peer) => peer.kill()));
-  for (const peer of others) await peer.line();
-  await delay(200);
+  for (let i = 0; i < processes; i++) {
+    const other = stack.use(script(code, [path]));
+    stack.defer(() => other.kill());
+    await other.line();
+  }
+  await delay(200 + 100 * Math.random());
   const start = performance.now();
   using _lock = await acquire();
   return performance.now() - start;
 }
 compare("wait beside three that hold it 10 ms by turns", "ms", 9, {
-  "lock()": () => beside(() => lock(path)),
-  "lock() behind one with a signal": () =>
-    beside(async () => {
-      const first = lock(path, { signal: SIGNAL() });
-      const second = lock(path);
+  "lock()": () => beside(3, 1, 10, patient),
+  "lock() behind one with an AbortSignal": () =>
+    beside(3, 1, 10, async () => {
+      const first = impatient();
+      const second = patient();
       (await first)();
       return await second;
     }),
-  "lock() with a signal": () => beside(() => lock(path, { signal: SIGNAL() })),
+  "lock() with an AbortSignal": () => beside(3, 1, 10, impatient),
 });
-
-/** The milliseconds until a try each 100 ms gets in beside such a process. */
-async function poll(callers: number, hold: number, spin = 0): Promise<number> {
-  const code = `
-    const again = async () => {
-      for (;;) {
-        {
-          using _lock = await lock(args[0]);
-          await new Promise((resolve) => setTimeout(resolve, ${hold}));
-        }
-        const end = performance.now() + ${spin};
-        while (performance.now() < end);
-      }
-    };
-    for (let i = 0; i < ${callers}; i++) again();
-    console.log("started");`;
-  await using busy = script(code, [path]);
-  await busy.line();
-  await delay(200 + 100 * Math.random());
-  const start = performance.now();
-  using file = Deno.openSync(path, READ_WRITE);
-  while (!file.tryLockSync(true)) await delay(100);
-  busy.kill();
-  return performance.now() - start;
-}
 compare("wait of a 100 ms poller beside callers of one process", "ms", 15, {
-  "four by turns that hold it 5 ms": () => poll(4, 5),
-  "one in a loop that holds it 5 ms": () => poll(1, 5),
-  "two by turns that hold it 600 ms": () => poll(2, 600),
-  "two by turns that hold it 1,000 ms": () => poll(2, 1000),
-  "one that holds it 99 ms and spins 1.3 ms": () => poll(1, 99, 1.3),
-  "one that holds it 50 ms and spins 1.3 ms": () => poll(1, 50, 1.3),
-});
-
-/** The milliseconds to the grant, behind handles that closed while waiting. */
-async function behindClosed(handles: number): Promise<number> {
-  const project = resolve(dir.path, "project");
-  await using cog = await open(project);
-  await using holder = script(HOLDER, [resolve(cog.root, "cog.lock")]);
-  await holder.line();
-  for (let i = 0; i < handles; i++) {
-    const closed = await open(project);
-    closed.lock().catch(() => {});
-    await closed.close();
-  }
-  await cog.lock();
-  const granted = here();
-  return granted - Number(await holder.line());
-}
-compare("grant by another process's release", "ms", 9, {
-  "alone": () => behindClosed(0),
-  "behind 1,000 closed handles": () => behindClosed(1000),
+  "four by turns that hold it 5 ms": () => beside(1, 4, 5, poll),
+  "one in a loop that holds it 5 ms": () => beside(1, 1, 5, poll),
+  "two by turns that hold it 600 ms": () => beside(1, 2, 600, poll),
+  "two by turns that hold it 1,000 ms": () => beside(1, 2, 1000, poll),
 });
 
 /** The microseconds of a free lock beside others that this thread holds. */
@@ -326,27 +256,4 @@ async function besideHeld(held: number): Promise<number> {
 compare("acquire + release beside held locks", "µs", 15, {
   "alone": () => besideHeld(0),
   "beside 500": () => besideHeld(500),
-});
-
-/** The milliseconds of a hand-over while this thread waits for other paths. */
-async function besideWaited(waited: number): Promise<number> {
-  using held = new DisposableStack();
-  const controller = new AbortController();
-  for (let i = 0; i < waited; i++) {
-    const file = held.use(Deno.openSync(`${path}${i}`, READ_WRITE));
-    file.lockSync(true);
-    lock(`${path}${i}`, controller).catch(() => {});
-  }
-  try {
-    return await handOver(async (path) => {
-      using _lock = await lock(path);
-      return here();
-    });
-  } finally {
-    controller.abort();
-  }
-}
-compare("hand-over while other paths are waited for", "ms", 9, {
-  "alone": () => besideWaited(0),
-  "beside 400, with a signal": () => besideWaited(400),
 });

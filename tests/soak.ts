@@ -5,16 +5,9 @@
  *     deno task soak [SECONDS] [SEED]
  */
 
-import { resolve } from "@std/path/resolve";
 import { callers, soakCallers } from "./soak/callers.ts";
-import { type Dice, failed, type Journal, makeDice } from "./soak/journal.ts";
-import {
-  endAll,
-  processes,
-  scratch,
-  soakProcesses,
-  soakScratch,
-} from "./soak/processes.ts";
+import { makeDice, run } from "./soak/journal.ts";
+import { peers, processes, soakProcesses } from "./soak/processes.ts";
 import { scene, WINDOWS } from "./support.ts";
 
 const [seconds = "10", seed = `${Math.floor(Math.random() * 2 ** 32)}`] =
@@ -27,47 +20,29 @@ if (
   Deno.exit(2);
 }
 console.log(`seed ${seed}`);
-const end = performance.now() + Number(seconds) * 1000;
-const isOver = () => performance.now() >= end;
+run.end = performance.now() + Number(seconds) * 1000;
 
 globalThis.addEventListener("unhandledrejection", (event) => {
   event.preventDefault();
-  callers.violated("no unhandled rejection", event.reason);
+  callers.violated("all", "no unhandled rejection", event.reason);
 });
-Deno.addSignalListener("SIGINT", () => failed.reject("interrupted"));
+Deno.addSignalListener("SIGINT", () => run.failed.reject("interrupted"));
 
-async function soak(root: string): Promise<void> {
-  const dice = makeDice(Number(seed));
-  const begin = (
-    { part }: Journal,
-    work: (dir: string, dice: Dice, isOver: () => boolean) => Promise<void>,
-  ) => {
-    const dir = resolve(root, part);
-    Deno.mkdirSync(dir);
-    return work(dir, makeDice(dice.below(2 ** 32)), isOver);
-  };
-  const parts = [begin(callers, soakCallers)];
-  if (WINDOWS) console.log("skipped on Windows: processes and scratch");
-  else {
-    parts.push(begin(processes, soakProcesses), begin(scratch, soakScratch));
-  }
-  await Promise.race([failed.promise, Promise.all(parts)]);
-}
-
-const { path: root, [Symbol.dispose]: remove } = scene();
-const error = await soak(root).then(() => undefined, (error) => error);
-await endAll();
+const { path, [Symbol.dispose]: remove } = scene();
+const dice = makeDice(Number(seed));
+const parts = [soakCallers(path, makeDice(dice.fork()))];
+if (WINDOWS) console.log("skipped on Windows: processes");
+else parts.push(soakProcesses(path, dice));
+const error = await Promise.race([run.failed.promise, Promise.all(parts)])
+  .then(() => undefined, (error) => error);
+run.end = 0; // no other process starts
+for (const peer of peers) peer.kill();
+await Promise.allSettled([...peers].map((peer) => peer.ended()));
 remove();
-for (const { part, counts } of [callers, processes, scratch]) {
-  const numbers = Object.entries(counts).map(([what, many]) =>
-    `${many} ${what}`
-  );
-  console.log(`${part}: ${numbers.join(", ")}`);
+for (const { part, counts } of [callers, processes]) {
+  const all = Object.entries(counts).map(([what, many]) => `${many} ${what}`);
+  console.log(`${part}: ${all.join(", ")}`);
 }
-if (error === undefined) {
-  console.log("0 violations");
-  Deno.exit(0);
-}
-console.error(`seed ${seed}`);
-console.error(error);
-Deno.exit(1);
+if (error === undefined) console.log("0 violations");
+else console.error(`seed ${seed}\n`, error);
+Deno.exit(error === undefined ? 0 : 1);

@@ -11,12 +11,14 @@ export function makeDice(seed: number) {
   const below = (limit: number) => Math.floor(next() * limit);
   const chance = (probability: number) => next() < probability;
   const pick = <T>(all: T[]): T => all[below(all.length)];
-  return { below, chance, pick };
+  const fork = () => below(2 ** 32);
+  return { below, chance, pick, fork };
 }
 export type Dice = ReturnType<typeof makeDice>;
 
-/** Rejects with the story of the first violation. */
-export const failed = Promise.withResolvers<never>();
+/** When the run ends, and the story of the first violation if that is earlier. */
+export const run = { end: 0, failed: Promise.withResolvers<never>() };
+export const isOver = () => performance.now() >= run.end;
 
 /** What one part did. */
 export class Journal {
@@ -25,26 +27,24 @@ export class Journal {
 
   constructor(readonly part: string) {}
 
-  count(what: string): void {
+  note(who: string, what: string, detail = ""): void {
     this.counts[what] = (this.counts[what] ?? 0) + 1;
-  }
-
-  note(event: string): void {
-    this.#events.push(`  ${performance.now().toFixed(1)} ${event}`);
+    const ms = performance.now().toFixed(1);
+    this.#events.push(`  ${ms} ${who}: ${what} ${detail}`);
     if (this.#events.length > 20) this.#events.shift();
   }
 
   /** Ends the run with the story, if it is the first. */
-  violated(expected: string, seen: unknown): void {
-    const value = typeof seen === "string" ? seen : Deno.inspect(seen);
-    const story = [`expected: ${expected}`, `seen: ${value}`, ...this.#events];
-    failed.reject(`in ${this.part}\n${story.join("\n")}`);
+  violated(who: string, expected: string, seen: unknown): void {
+    const what = `in ${this.part}, of ${who}\nexpected: ${expected}`;
+    const story = [what, `seen: ${Deno.inspect(seen)}`, ...this.#events];
+    run.failed.reject(story.join("\n"));
   }
 
   /** Waits, but not for ever. */
-  async soon<T>(expected: string, promise: Promise<T>): Promise<T> {
-    const late = () => this.violated(expected, "nothing of that for 10 s");
+  async soon(who: string, expected: string, promise: Promise<unknown>) {
+    const late = () => this.violated(who, expected, "nothing of that for 10 s");
     const timer = setTimeout(late, 10_000);
-    return await promise.finally(() => clearTimeout(timer));
+    await promise.finally(() => clearTimeout(timer));
   }
 }
