@@ -194,8 +194,10 @@ export async function until(condition: () => boolean): Promise<void> {
 }
 
 /** A new directory, removed at the end of the block. Nothing is at its `file`. */
-export function scene(): { path: string; file: string } & Disposable {
-  const path = Deno.realPathSync(Deno.makeTempDirSync());
+export function scene(
+  dir?: string,
+): { path: string; file: string } & Disposable {
+  const path = Deno.realPathSync(Deno.makeTempDirSync({ dir }));
   return {
     path,
     file: resolve(path, "x.lock"),
