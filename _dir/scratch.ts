@@ -77,12 +77,13 @@ export class Scratch {
   async remove(): Promise<void> {
     using _handles = { [Symbol.dispose]: () => this.#close() };
     if (registeredAt(this.path) !== this) return;
-    unregister(this);
     try {
       await this.#withdraw()?.delete();
       this.#lock?.delete();
     } catch (error) {
       throw explain(`Cannot remove ${this.path}`, error);
+    } finally {
+      unregister(this);
     }
   }
 
@@ -109,8 +110,8 @@ export class Scratch {
 
   #isAt(path: string): boolean {
     try {
-      const own = this.#directory?.statSync() ?? this.#created!;
-      return isSame(own, Deno.lstatSync(path));
+      const there = Deno.lstatSync(path);
+      return isSame(this.#directory?.statSync() ?? this.#created!, there);
     } catch (error) {
       if (isGone(error)) return false;
       throw error;

@@ -22,8 +22,9 @@ interface Exiting {
 /** By their paths, of which each has one owner. */
 const exits = new Map<string, Exiting>();
 
+/** The last ones first: a lock file goes after the scratch that it protects. */
 function deleteAll(): void {
-  for (const it of exits.values()) it.deleteAtExit();
+  for (const it of [...exits.values()].reverse()) it.deleteAtExit();
 }
 
 /** An exit deletes it, instead of what was registered at that path. */

@@ -699,7 +699,7 @@ for (
     ["at the end of a script that forgot to close", ""],
     [
       "at Deno.exit() while they are closed",
-      "Deno.remove = () => Deno.exit(0); cog.close(); temp.close();",
+      "Deno.remove = () => Deno.exit(0); cog.close();",
     ],
     [
       "at Deno.exit() in the middle of a wipe",
