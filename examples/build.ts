@@ -1,6 +1,6 @@
 /**
- * Builds a project in its `.cog/`, one build at a time: stages its files in
- * scratch and writes a manifest of them.
+ * Builds a project, one build at a time: stages its files in scratch, publishes
+ * them as `.cog/dist`, and writes a manifest of them.
  *
  *     deno run --allow-read --allow-write examples/build.ts [PROJECT]
  */
@@ -11,18 +11,25 @@ import { relative } from "@std/path/relative";
 import { resolve } from "@std/path/resolve";
 import { createHash } from "node:crypto"; // WebCrypto digests no stream
 
-const [project = "."] = Deno.args;
-if (project === "--help") {
-  console.log("Usage: build.ts [PROJECT]");
+const USAGE = "Usage: build.ts [PROJECT]";
+const [project = ".", ...more] = Deno.args;
+if (project === "--help" || project === "-h") {
+  console.log(USAGE);
   Deno.exit();
 }
-const info = await Deno.stat(project).catch(() => undefined);
-if (!info?.isDirectory) { // open() would create it
-  console.error(`${project} is not a readable directory`);
+if (project.startsWith("-") || more.length > 0) {
+  console.error(USAGE);
   Deno.exit(2);
 }
 
-const rewind = Deno.stdout.isTerminal() ? "\r\x1b[K" : "";
+// A bug gets a stack. What the system or Deno refuses gets a line.
+addEventListener("unhandledrejection", ({ reason }) => {
+  if (!("code" in reason || reason.name in Deno.errors)) return;
+  console.error(reason.message);
+  Deno.exit(1);
+});
+
+const rewind = Deno.stderr.isTerminal() ? "\r\x1b[K" : "";
 
 // An exit removes scratch. A signal without a listener does not.
 Deno.addSignalListener("SIGINT", () => {
@@ -30,44 +37,62 @@ Deno.addSignalListener("SIGINT", () => {
   Deno.exit(130);
 });
 
+await Deno.stat(project); // open() would create a missing one
 await using cog = await open(project);
 await cog.lock({ // held until cog closes
-  onWait: () => console.log(`Waiting for another build in ${cog.projectDir}`),
+  onWait: () => console.error(`Waiting for another build in ${cog.projectDir}`),
 });
 const staging = await cog.tempPath("staging");
 
 const files: { path: string; size: number; sha256: string }[] = [];
 let total = 0;
-const progress = rewind ? setInterval(() => print(summary()), 200) : undefined;
+const progress = rewind ? setInterval(() => show(summary()), 200) : undefined;
 
-const entries = walk(cog.projectDir, {
+// "/." since the project itself may have a name to skip.
+const entries = walk(`${cog.projectDir}/.`, {
   includeDirs: false,
   includeSymlinks: false,
-  skip: [/[\\/](\.git|\.cog|node_modules)$/],
+  skip: [/[\\/](\.cog|\.git|coverage|node_modules)$/],
 });
+const buffer = new Uint8Array(2 ** 20); // a stream's chunks cost more time
 for await (const entry of entries) {
   if (!entry.isFile) continue; // a pipe or a socket
   const path = relative(cog.projectDir, entry.path);
   const staged = resolve(staging, path);
   // An asynchronous mkdir at Ctrl-C could create the scratch again.
   Deno.mkdirSync(resolve(staged, ".."), { recursive: true });
-  await Deno.copyFile(entry.path, staged);
 
-  // The copy is read, since the original may have changed by now.
+  using original = await Deno.open(entry.path);
+  const { mode } = await original.stat();
+  using copy = await Deno.open(staged, {
+    write: true,
+    createNew: true,
+    mode: mode ?? undefined,
+  });
+  const writer = copy.writable.getWriter();
   const hash = createHash("sha256");
-  const file = await Deno.open(staged);
-  const before = total;
-  for await (const chunk of file.readable) {
+  let size = 0;
+  for (let n; (n = await original.read(buffer)) !== null; size += n) {
+    const chunk = buffer.subarray(0, n);
     hash.update(chunk);
-    total += chunk.length;
+    await writer.write(chunk);
+    total += n;
   }
+  await writer.close();
   files.push({
     path: path.replaceAll("\\", "/"),
-    size: total - before,
+    size,
     sha256: hash.digest("hex"),
   });
 }
 files.sort((a, b) => a.path < b.path ? -1 : 1);
+
+// A rename replaces no full directory. So the old one moves into scratch, which
+// is removed on close. Close leaves the new one, which is scratch no more.
+const old = await cog.tempPath();
+const dist = await cog.path("dist"); // created if missing
+Deno.renameSync(dist, `${old}/dist`);
+Deno.renameSync(staging, dist); // no Ctrl-C comes between two synchronous calls
 
 // Nobody sees half a manifest: the rename replaces the old one in one step.
 const json = JSON.stringify(files, null, 2) + "\n";
@@ -77,8 +102,8 @@ await Deno.writeTextFile(`${scratch}/new`, json);
 await Deno.rename(`${scratch}/new`, manifest);
 
 clearInterval(progress);
-print(`${summary()}\n`);
-print(`${manifest} stays, ${staging} is removed\n`);
+show("");
+console.log(`${summary()}\nPublished: ${dist}\nManifest: ${manifest}`);
 
 function summary(): string {
   return `Staged files: ${files.length} (${readable(total)})`;
@@ -90,6 +115,6 @@ function readable(bytes: number): string {
   return `${(bytes / 1000 ** power).toFixed(1)} ${" kMGT"[power]}B`;
 }
 
-function print(text: string): void {
-  Deno.stdout.writeSync(new TextEncoder().encode(rewind + text));
+function show(text: string): void {
+  if (rewind) Deno.stderr.writeSync(new TextEncoder().encode(rewind + text));
 }

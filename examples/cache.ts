@@ -7,20 +7,28 @@
 
 import { type Dir, lock, open } from "@cog/dotcog";
 
-const [url, project = "."] = Deno.args;
-if (!URL.canParse(url)) {
-  console.error("Usage: cache.ts URL [PROJECT]");
+const USAGE = "Usage: cache.ts URL [PROJECT]";
+const [url, project = ".", ...more] = Deno.args;
+if (url === "--help" || url === "-h") {
+  console.log(USAGE);
+  Deno.exit();
+}
+if (!URL.canParse(url) || project.startsWith("-") || more.length > 0) {
+  console.error(USAGE);
   Deno.exit(2);
 }
-const info = await Deno.stat(project).catch(() => undefined);
-if (!info?.isDirectory) { // open() would create it
-  console.error(`${project} is not a readable directory`);
-  Deno.exit(2);
-}
+
+// A bug gets a stack. What the system or Deno refuses gets a line.
+addEventListener("unhandledrejection", ({ reason }) => {
+  if (!("code" in reason || reason.name in Deno.errors)) return;
+  console.error(reason.message);
+  Deno.exit(1);
+});
 
 // An exit removes scratch. A signal without a listener does not.
 Deno.addSignalListener("SIGINT", () => Deno.exit(130));
 
+await Deno.stat(project); // open() would create a missing one
 await using cog = await open(project);
 try {
   console.log(await cached(cog, url));

@@ -1,4 +1,8 @@
-/** A `deno test` fixture: each test has a `.cog` of its own, and leaves none. */
+/**
+ * A `deno test` fixture: each test has a `.cog` of its own, and leaves none.
+ *
+ *     deno test -A examples/fixture_test.ts
+ */
 
 import { openTemp } from "@cog/dotcog";
 import { assertEquals } from "@std/assert/equals";

@@ -1,29 +1,41 @@
 /**
  * Runs a command under the lock of a project, on every system.
  *
- *     deno run -A examples/run.ts [--wait SECONDS] PROJECT COMMAND...
+ *     deno run -A examples/run.ts [--wait SECONDS] [--] PROJECT COMMAND...
  *
  * It exits with the code of the command, with 1 if the wait takes longer than
- * SECONDS, with 2 if it is called wrongly, and with 126 or 127 if the command
- * cannot run or does not exist. The command must not take the same lock itself.
+ * SECONDS or the lock cannot be taken, with 2 if it is called wrongly, and with
+ * 126 or 127 if the command cannot run or does not exist.
+ *
+ * The command must not take the same lock itself. It does not inherit the lock,
+ * as it does from `flock`: after a `kill -9` of this script it goes on without.
  */
 
 import { open } from "@cog/dotcog";
 
+const USAGE = "Usage: run.ts [--wait SECONDS] [--] PROJECT COMMAND...";
 const args = [...Deno.args];
 const seconds = args[0] === "--wait" ? args.splice(0, 2)[1] : undefined;
-const [project, command, ...rest] = args;
-// A timer has a limit of 24 days.
-if (!command || !/^\d{1,6}(\.\d+)?$/.test(seconds ?? "0")) {
-  console.error("Usage: run.ts [--wait SECONDS] PROJECT COMMAND...");
-  Deno.exit(2);
+if (args[0] === "--help" || args[0] === "-h") {
+  console.log(USAGE);
+  Deno.exit();
 }
-const info = await Deno.stat(project).catch(() => undefined);
-if (!info?.isDirectory) { // open() would create it
-  console.error(`${project} is not a readable directory`);
+const isOption = args[0]?.startsWith("-") && args[0] !== "--";
+const [project, command, ...rest] = args[0] === "--" ? args.slice(1) : args;
+const isNumber = /^\d{1,6}(\.\d+)?$/.test(seconds ?? "0"); // up to 11 days
+if (isOption || !isNumber || !command) {
+  console.error(USAGE);
   Deno.exit(2);
 }
 
+// A bug gets a stack. What the system or Deno refuses gets a line.
+addEventListener("unhandledrejection", ({ reason }) => {
+  if (!("code" in reason || reason.name in Deno.errors)) return;
+  console.error(reason.message);
+  Deno.exit(1);
+});
+
+await Deno.stat(project); // open() would create a missing one
 await using cog = await open(project);
 const signal = seconds === undefined
   ? undefined
@@ -40,20 +52,20 @@ try {
 }
 
 let child: Deno.ChildProcess;
-const pass = (signal: Deno.Signal) => {
-  try {
-    child.kill(signal);
-  } catch {
-    // It has just ended.
-  }
-};
-// The listeners keep this script and its lock alive until the command ends.
-// Windows and a terminal send Ctrl-C to the command too, and a second one would
-// cut its cleanup short.
-const windows = Deno.build.os === "windows";
-const direct = windows || Deno.stdin.isTerminal();
-Deno.addSignalListener("SIGINT", () => direct || pass("SIGINT"));
-if (!windows) Deno.addSignalListener("SIGTERM", () => pass("SIGTERM"));
+// These keep the script and its lock alive until the command ends.
+const signals: Deno.Signal[] = Deno.build.os === "windows"
+  ? ["SIGINT"]
+  : ["SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM"];
+for (const signal of signals) {
+  Deno.addSignalListener(signal, () => {
+    if (isKey(signal)) return;
+    try {
+      child.kill(signal);
+    } catch {
+      // It has just ended.
+    }
+  });
+}
 
 try {
   child = new Deno.Command(command, { args: rest }).spawn();
@@ -64,3 +76,19 @@ try {
 const { code } = await child.status; // 128 + N after signal N
 // A late signal can still kill a script that ends without Deno.exit().
 Deno.exit(code);
+
+/**
+ * Whether it comes from a key, such as Ctrl-C. The command gets it too then, and
+ * a second one would cut its cleanup short. To send one without a key, use
+ * SIGTERM.
+ */
+function isKey(signal: Deno.Signal): boolean {
+  if (Deno.build.os === "windows") return true;
+  if (signal !== "SIGINT" && signal !== "SIGQUIT") return false;
+  try {
+    Deno.openSync("/dev/tty").close(); // whatever the input is
+    return true;
+  } catch {
+    return false; // no terminal controls this script
+  }
+}

@@ -6,24 +6,33 @@
 
 import { open } from "@cog/dotcog";
 
-const [project = ".", seconds = "60"] = Deno.args;
-// A timer has a limit of 24 days.
-if (project === "--help" || !/^\d{1,6}(\.\d+)?$/.test(seconds)) {
-  console.error("Usage: wait.ts [PROJECT [SECONDS]]");
-  Deno.exit(2);
+const USAGE = "Usage: wait.ts [PROJECT [SECONDS]]";
+const [project = ".", seconds = "60", ...more] = Deno.args;
+if (project === "--help" || project === "-h") {
+  console.log(USAGE);
+  Deno.exit();
 }
-const info = await Deno.stat(project).catch(() => undefined);
-if (!info?.isDirectory) { // open() would create it
-  console.error(`${project} is not a readable directory`);
+const isNumber = /^\d{1,6}(\.\d+)?$/.test(seconds); // a timer's limit is 24 days
+if (project.startsWith("-") || !isNumber || more.length > 0) {
+  console.error(USAGE);
   Deno.exit(2);
 }
 
+// A bug gets a stack. What the system or Deno refuses gets a line.
+addEventListener("unhandledrejection", ({ reason }) => {
+  if (!("code" in reason || reason.name in Deno.errors)) return;
+  console.error(reason.message);
+  Deno.exit(1);
+});
+
+await Deno.stat(project); // open() would create a missing one
 await using cog = await open(project);
 const signal = AbortSignal.timeout(Number(seconds) * 1000);
 try {
   await cog.lock({ // held until cog closes
     signal,
-    onWait: () => console.log(`Waiting for another build, up to ${seconds} s`),
+    onWait: () =>
+      console.error(`Waiting for another build, up to ${seconds} s`),
   });
 } catch (error) {
   if (error !== signal.reason) throw error;
