@@ -53,12 +53,12 @@ export const NAME = ".cog";
  * all of it from git. An existing one is left as it is. A symbolic link is
  * followed.
  *
- * Requires `--allow-read` and `--allow-write` for the project, and for the
- * target of a symbolic link.
+ * Requires `--allow-read` and `--allow-write` for the project, or for `.cog/`
+ * if it exists, and for the target of a symbolic link.
  *
  * @param projectDir The project. A relative path is resolved once, from the
- * current working directory. If the path contains `..`, `projectDir` of the
- * handle is the real path, if Deno may read it.
+ * current working directory. If the path contains `..` and Deno may look up the
+ * real path, {@linkcode Dir.projectDir} is that real path.
  * @returns The handle. Close it, best with `await using`.
  *
  * @throws {TypeError} If `projectDir` is a URL that is not a `file:` URL, or
@@ -92,17 +92,19 @@ export async function open(projectDir: string | URL): Promise<Dir> {
 /**
  * Opens a `.cog/` in a new temporary directory, which is deleted on close.
  *
- * `Deno.exit()` and the normal end of the script delete it too. A signal, or an
- * uncaught error outside `await using`, does not. In a worker, only close is
- * certain to delete it.
+ * `Deno.exit()` and the normal end of the script delete it too. A Unix signal,
+ * or an uncaught error outside `await using`, does not. In a worker, only close
+ * is certain to delete it.
  *
  * Requires `--allow-read` and `--allow-write` for the system's temporary
- * directory.
+ * directory, and for the link's target if `TMPDIR` leads through a symbolic
+ * link.
  *
  * @returns The handle. Close it, best with `await using`.
  *
  * @throws {Deno.errors.NotFound} If the system's temporary directory is missing.
- * @throws {Deno.errors.PermissionDenied} If the user may not write to that.
+ * @throws {Deno.errors.PermissionDenied} If the user may not write to that
+ * directory.
  * @throws {Deno.errors.NotCapable} If Deno lacks the permission.
  * @throws {Error} A platform-specific error if the disk is full or read-only.
  *
@@ -155,8 +157,8 @@ let construct: (project: string) => Dir;
  * - `cog.lock`, in upper or lower case, and names below it
  * - a name with a part of the form `.scratch-UUID`, `.scratch-UUID.lock` or
  *   `.trash-UUID`
- * - on Windows, a name with a part that contains a colon or `~` before a
- *   digit, ends in a dot or a space, or is a device such as `nul.txt`
+ * - on Windows, a name with a part that contains a colon, or a `~` before a
+ * digit, ends in a dot or a space, or is a device such as `nul.txt`
  *
  * @example Usage
  * ```ts
@@ -200,7 +202,8 @@ export class Dir implements AsyncDisposable {
    *
    * Symbolic links are followed.
    *
-   * Requires `--allow-read` and `--allow-write` for the project.
+   * Requires `--allow-read` and `--allow-write` for the project, or for `.cog/`
+   * if it exists, and for the target of a symbolic link.
    *
    * @param name The name of the directory. `""` and `"."` are `.cog/` itself.
    * @returns Its absolute path.
@@ -233,7 +236,8 @@ export class Dir implements AsyncDisposable {
    *
    * Symbolic links are followed.
    *
-   * Requires `--allow-read` and `--allow-write` for the project.
+   * Requires `--allow-read` and `--allow-write` for the project, or for `.cog/`
+   * if it exists, and for the target of a symbolic link.
    *
    * @param name The name of the file.
    * @returns Its absolute path.
@@ -273,22 +277,24 @@ export class Dir implements AsyncDisposable {
    * With a name, the file or directory of that name is deleted first. Missing
    * parents are created and stay. Hold the lock until this handle closes.
    * Otherwise the next `tempPath` of that name deletes your scratch, or your
-   * close may move away, for a moment, scratch that takes the name at that time.
-   * On Windows, a sweep may delete it in that moment. Do not use the name
-   * `build`: the `cog` program removes it without the lock.
+   * close may move new scratch of that name away for a moment. On Windows, a
+   * sweep may then delete the new scratch. Do not use the name `build`: the
+   * `cog` program removes it without the lock.
    *
    * Closing removes only the directory that was created here, never one that
-   * somebody has put in its place before. A directory that was moved away
-   * stays. `Deno.exit()` and the normal end of the script remove scratch in the
-   * same way. A signal, or an uncaught error outside `await using`, leaves it.
-   * Every later `tempPath` sweeps nameless scratch in `.cog/` and in the
-   * directory of its own scratch. Only one of the same name deletes named
-   * scratch.
+   * somebody has since put in its place. A directory that was moved away stays,
+   * so rename it to publish a build, or to keep scratch for debugging.
+   * `Deno.exit()` and the normal end of the script remove scratch in the same
+   * way. A Unix signal, or an uncaught error outside `await using`, leaves it.
+   * Every later `tempPath` sweeps: it deletes nameless scratch of dead owners
+   * in `.cog/` and in the directory of its own scratch. Only a `tempPath` of
+   * the same name deletes named scratch.
    *
-   * An owner locks a file beside its nameless scratch as long as it lives, and
-   * the sweep deletes only scratch whose file is free. On a network disk, that
-   * protects scratch of another host only if locks exclude that host. On a file
-   * system without locks, nameless scratch of a crash stays.
+   * The process that owns nameless scratch locks a file beside it until it
+   * closes the handle or dies, and the sweep deletes only scratch whose file is
+   * free. On a network disk, the lock protects scratch of another host only if
+   * locks exclude other hosts. On a file system without locks, nameless scratch
+   * of a crash stays.
    *
    * Closing repeats a deletion for up to 0.3 seconds if somebody still writes
    * into the directory. If the deletion fails, the rest stays, at its old name
@@ -300,8 +306,8 @@ export class Dir implements AsyncDisposable {
    * The sanitizers of `deno test` report them if the handle closes in another
    * test. In a worker, only close is certain to remove scratch.
    *
-   * Requires `--allow-read` and `--allow-write` for the project, and for the
-   * target of a symbolic link.
+   * Requires `--allow-read` and `--allow-write` for the project, or for `.cog/`
+   * if it exists, and for the target of a symbolic link.
    *
    * @param target The name of the scratch directory, or the options of one without
    * a name.
@@ -408,17 +414,20 @@ export class Dir implements AsyncDisposable {
    * that asks for it. Everything about {@linkcode lock} holds here.
    *
    * If this handle closes during the wait, the promise rejects at once. But a
-   * wait without a signal goes on in the operating system: until the lock is
-   * free, it keeps the process alive, and its path is one of the two for which
-   * the operating system wakes waiters. It then holds the lock until the event
-   * loop turns. A synchronous call that needs the lock, such as
+   * wait without an `AbortSignal` goes on in the operating system: until the
+   * lock is free, it keeps the process alive, and takes one of the two places
+   * for paths that {@linkcode lock} has. The abandoned wait then holds the lock
+   * until the event loop turns. A synchronous call that needs the lock, such as
    * `new Deno.Command("cog", { args: ["build"] }).outputSync()`, can hang after
-   * such a close. Use a signal if you may close while you wait.
+   * such a close. Use an `AbortSignal` if you may close while you wait.
    *
-   * Requires `--allow-read` and `--allow-write` for the project.
+   * Requires `--allow-read` and `--allow-write` for the project, or for `.cog/`
+   * if it exists, and for the target of a symbolic link.
    *
-   * @param options The signal that abandons the wait, and a function to announce it.
-   * @returns The release. Closing this handle releases the lock too.
+   * @param options The `AbortSignal` that abandons the wait, and a function
+   * that announces it.
+   * @returns A function that releases the lock; also works with `using`.
+   * Closing this handle releases the lock too.
    *
    * @throws {Deno.errors.BadResource} If this handle is closed, or closes before
    * the lock is acquired.
@@ -426,7 +435,8 @@ export class Dir implements AsyncDisposable {
    * @throws {Deno.errors.PermissionDenied} If the user may not open the lock
    * file.
    * @throws {Deno.errors.NotCapable} If Deno lacks the permission.
-   * @throws The signal's `reason`, if it is aborted before the lock is acquired.
+   * @throws The `reason` of the `AbortSignal`, if it is aborted before the lock
+   * is acquired.
    *
    * @example Usage
    * ```ts
@@ -435,7 +445,7 @@ export class Dir implements AsyncDisposable {
    * await using cog = await openTemp();
    * using _lock = await cog.lock({
    *   signal: AbortSignal.timeout(60_000),
-   *   onWait: () => console.log("Waiting for another build"),
+   *   onWait: () => console.error("Waiting for another build"),
    * });
    * ```
    */
@@ -448,12 +458,14 @@ export class Dir implements AsyncDisposable {
    * Acquires the lock that the whole project shares if it is free, and never
    * waits.
    *
-   * Requires `--allow-read` and `--allow-write` for the project.
+   * Requires `--allow-read` and `--allow-write` for the project, or for `.cog/`
+   * if it exists, and for the target of a symbolic link.
    *
    * @returns The release, or `null`, as for {@linkcode tryLock}. Closing this
    * handle releases the lock too.
    *
-   * @throws The errors of {@linkcode Dir.lock}, except the signal's `reason`.
+   * @throws The errors of {@linkcode Dir.lock}, except the `reason` of an
+   * `AbortSignal`.
    *
    * @example Usage
    * ```ts
@@ -474,10 +486,11 @@ export class Dir implements AsyncDisposable {
    * Removes scratch and runs the cleanups of {@linkcode Dir.defer}, releases
    * the lock, then waits for the sweeps that `tempPath` began.
    *
-   * A pending {@linkcode Dir.lock} rejects. Every call has the same outcome.
+   * A pending {@linkcode Dir.lock} rejects. Every call returns the same
+   * promise.
    *
-   * Requires `--allow-read` and `--allow-write` for the project if any
-   * scratch exists.
+   * Requires `--allow-read` and `--allow-write` for the project, or for
+   * `.cog/`, if any scratch exists.
    *
    * @throws The error of a cleanup that failed. If several fail, a
    * {@linkcode SuppressedError} that holds them all.

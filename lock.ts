@@ -7,7 +7,7 @@
  *
  * const path = await Deno.makeTempFile();
  * {
- *   using _lock = await lock(path, { onWait: () => console.log("Waiting") });
+ *   using _lock = await lock(path, { onWait: () => console.error("Waiting") });
  *   // Nobody else holds the lock here.
  * }
  * await Deno.remove(path);
@@ -21,19 +21,20 @@ import { acquire, tryAcquire } from "./_lock/mutex.ts";
 /** Options of {@linkcode lock}. */
 export interface LockOptions {
   /**
-   * The signal that abandons the wait.
+   * The `AbortSignal` that abandons the wait.
    *
    * An aborted wait leaves nothing behind, and the script can exit.
    *
-   * The operating system wakes a waiter without a signal as soon as the lock is
-   * free. Nothing can cancel that wait, so a waiter with a signal polls: it
-   * tries again after a fortieth of the time waited or less, but after 1 ms at
-   * least and 100 ms at most. A try may last 1 ms. All such tries together take
-   * 50 ms at first, and 0.5 % of the thread's time in the long run. Beside
-   * others that always wait without a signal, a poller mostly gets in within two
-   * seconds if they hold the lock for 10 ms each, may wait for many seconds if
-   * they hold it for 50 ms, and may starve if they hold it for 200 ms. Callers
-   * in one thread wait together: one without a signal speeds up all.
+   * The operating system wakes a waiter without an `AbortSignal` as soon as the
+   * lock is free. Nothing can cancel that wait, so a waiter with an
+   * `AbortSignal` polls: it tries again after a fortieth of the time waited or
+   * less, but after 1 ms at least and 100 ms at most. A try may last 1 ms. All
+   * tries of a thread together take at most 50 ms at first, and 0.5 % of its
+   * time in the long run. Beside others that always wait without an
+   * `AbortSignal`, a poller mostly gets in within two seconds if they hold the
+   * lock for 10 ms each, may wait for many seconds if they hold it for 50 ms,
+   * and may starve if they hold it for 200 ms. Callers in one thread wait
+   * together: one without an `AbortSignal` speeds up all.
    */
   signal?: AbortSignal;
 
@@ -41,8 +42,8 @@ export interface LockOptions {
    * Called once, after `lock()` has returned its promise, if the caller must wait.
    *
    * It is the place to say what the program waits for. If it throws, `lock()`
-   * rejects with that error, unless the signal is aborted first. If it returns
-   * a promise, nobody awaits that.
+   * rejects with that error, unless the `AbortSignal` is aborted first. If it
+   * returns a promise, nobody awaits that promise.
    */
   onWait?: () => void;
 }
@@ -50,9 +51,9 @@ export interface LockOptions {
 /**
  * Releases a lock, by a call or by `using`.
  *
- * It returns at once and never throws. A second call does nothing. If it is
- * never called, the lock is held until the process or worker ends, however that
- * happens.
+ * It returns at once and never throws. A second call does nothing. Without a
+ * call, the lock is held until the process or worker ends, however that
+ * happens, or until the handle of `Dir.lock` closes.
  */
 export interface Release extends Disposable {
   /** Releases the lock. */
@@ -69,8 +70,8 @@ export interface Release extends Disposable {
  * the order in which they asked, if they spell its path in the same way. The
  * operating system decides between threads and processes. A thread that holds
  * the lock for 100 ms or more, through one caller or several, then leaves it
- * free to other programs. This lasts for 5 to 15 % of that time, and for 110 ms
- * at most.
+ * free to other programs. The gap lasts for 5 to 15 % of the time held, and for
+ * 110 ms at most.
  *
  * If the lock file is deleted or replaced during the wait, the waiter first
  * waits until the old file is free, then acquires the lock on the new one. Do
@@ -81,24 +82,25 @@ export interface Release extends Disposable {
  * reentrant: a second call waits for the first one's release, even in the same
  * function.
  *
- * A wait without a signal may be granted while the event loop is busy. The lock
- * then stands idle until the loop turns. The operating system wakes the waiters
- * of at most two paths per thread at a time, and those of other paths poll.
- * Each path for which somebody waits keeps one file open. A signal cannot
- * interrupt a file system that hangs in a system call.
+ * A waiter without an `AbortSignal` may get the lock while the event loop is
+ * busy. The lock is then held, but unused, until the loop turns. The operating
+ * system wakes the waiters of at most two paths per thread at a time, and those
+ * of other paths poll. Each path for which somebody waits keeps one file open.
+ * An `AbortSignal` cannot interrupt a file system that hangs in a system call.
  *
  * A lock that is free is acquired without a turn of the event loop, so a loop
- * of short holds delays timers, those of signals too.
+ * of short holds delays timers, those of `AbortSignal.timeout()` too.
  *
  * On Windows nobody can read or write the file while it is locked.
  *
  * Requires `--allow-read` and `--allow-write` for the file, and for the target
- * of a symbolic link. Without `--allow-write` it locks only a file that exists.
+ * of a symbolic link. A file that exists needs only `--allow-read`.
  *
  * @param path The file to lock. After a symbolic link, `..` leads to the parent
  * of the link's target. On Windows, it leads to the parent of the link.
- * @param options The signal that abandons the wait, and a function to announce it.
- * @returns The release.
+ * @param options The `AbortSignal` that abandons the wait, and a function that
+ * announces it.
+ * @returns A function that releases the lock; also works with `using`.
  *
  * @throws {TypeError} If `path` is a URL that is not a `file:` URL, or contains
  * a NUL.
@@ -110,7 +112,8 @@ export interface Release extends Disposable {
  * @throws {Deno.errors.NotCapable} If Deno lacks the permission.
  * @throws {Error} A platform-specific error if the file system has no locks or
  * the file cannot be opened for another reason.
- * @throws The signal's `reason`, if it is aborted before the lock is acquired.
+ * @throws The `reason` of the `AbortSignal`, if it is aborted before the lock
+ * is acquired.
  *
  * @example Usage
  * ```ts
@@ -120,7 +123,7 @@ export interface Release extends Disposable {
  * {
  *   using _lock = await lock(path, {
  *     signal: AbortSignal.timeout(60_000),
- *     onWait: () => console.log("Waiting for another build"),
+ *     onWait: () => console.error("Waiting for another build"),
  *   });
  *   // The lock is held to the end of this block.
  * }
@@ -142,10 +145,11 @@ export function lock(
  * Requires the permissions of {@linkcode lock}.
  *
  * @param path The file to lock.
- * @returns The release, or `null` if anybody holds the lock, if somebody in this
- * thread waits for it, or if the file is replaced at this moment.
+ * @returns The release, or `null` if anybody holds the lock, if somebody in
+ * this thread waits for it, or if the file is replaced during the call.
  *
- * @throws The errors of {@linkcode lock}, except the signal's `reason`.
+ * @throws The errors of {@linkcode lock}, except the `reason` of an
+ * `AbortSignal`.
  *
  * @example Usage
  * ```ts

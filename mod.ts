@@ -1,9 +1,8 @@
 /**
- * Opens the state directory `.cog/` of a Cog project, for Deno scripts and tests
- * that run alongside `cog` commands.
+ * Opens `.cog/`, the state directory of a project of [Cog](https://cog.run), the
+ * tool that packages machine-learning models in containers.
  *
- * `.cog/` holds staged builds, weight caches, mounts, and the lock that the whole
- * project shares.
+ * Deno scripts and tests share the directory, and its lock, with `cog` commands.
  *
  * ```ts
  * import { open } from "@cog/dotcog";
@@ -11,22 +10,29 @@
  * await using cog = await open("."); // ./.cog, created if missing
  * await cog.lock(); // waits for any other build; released when cog closes
  * const staging = await cog.tempPath("staging"); // empty, removed on close
- * await Deno.writeTextFile(`${staging}/artifact`, "staged");
+ * await Deno.writeTextFile(`${staging}/artifact`, "built");
  * ```
  *
- * A test gets a `.cog/` of its own in a temporary directory:
+ * A test gets a project of its own:
  *
  * ```ts
- * import { openTemp } from "@cog/dotcog";
+ * import { open, openTemp } from "@cog/dotcog";
+ * import { assertEquals } from "@std/assert/equals";
  *
- * Deno.test("a build writes its artifact", async () => {
+ * async function build(project: string) {
+ *   await using cog = await open(project);
+ *   await Deno.writeTextFile(await cog.filePath("dist/artifact"), "built");
+ * }
+ *
+ * Deno.test("build() writes its artifact", async () => {
  *   await using cog = await openTemp(); // deleted on close
- *   const staging = await cog.tempPath("staging");
- *   await Deno.writeTextFile(`${staging}/artifact`, "");
+ *   await build(cog.projectDir);
+ *   const artifact = await cog.filePath("dist/artifact");
+ *   assertEquals(await Deno.readTextFile(artifact), "built");
  * });
  * ```
  *
- * A script says what it waits for, and gives up after a minute:
+ * A script says that it waits, and gives up after a minute:
  *
  * ```ts
  * import { open } from "@cog/dotcog";
@@ -34,9 +40,23 @@
  * await using cog = await open(".");
  * await cog.lock({
  *   signal: AbortSignal.timeout(60_000), // then rejects with a TimeoutError
- *   onWait: () => console.log("Waiting for another build"),
+ *   onWait: () => console.error("Waiting for another build"),
  * });
  * ```
+ *
+ * Five limits:
+ *
+ * - The lock is advisory: it stops only programs that ask for it.
+ * - The lock is not reentrant: a script that holds it and calls `lock()` waits
+ * for itself. Deno may end the script with "Top-level await promise never
+ * resolved".
+ * - Ctrl-C leaves the directories of `tempPath`, unless the script handles the
+ * signal: `Deno.addSignalListener("SIGINT", () => Deno.exit(130))`.
+ * - Deleting `.cog/cog.lock` while somebody holds the lock lets a new caller
+ * in.
+ * - `cog` owns some names in `.cog/`: `mounts/`, `cache/weights_manifest.json`,
+ * `openapi_schema.json`, `weights.json`, and `build/`, which it removes without
+ * the lock.
  *
  * @module
  */

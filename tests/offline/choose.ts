@@ -1,11 +1,12 @@
 /**
- * Prints the flag with which Deno runs without JSR, and says so.
+ * Prints the flag that lets Deno run without JSR, and a notice on standard
+ * error.
  *
  * The flag names an import map of stand-ins: small modules in `std/` that do
  * what the functions of `@std` do, as far as this project uses them.
  *
- * It prints nothing if `REAL_STD` is set, or if JSR or a cache of it has every
- * entry point of the import map.
+ * The script prints nothing if `REAL_STD` is set, or if JSR or a cache of it
+ * has every entry point of the import map.
  */
 
 import map from "./import_map.json" with { type: "json" };
