@@ -192,28 +192,24 @@ Deno.test("openTemp() names a wrong TMPDIR", { ignore: WINDOWS }, async () => {
   }
 });
 
-Deno.test(
-  "openTemp() a thousand times creates new directories, close removes all of each, and passes the sanitizers",
-  {
-    sanitizeOps: true,
-    sanitizeResources: true,
-  },
-  async () => {
-    const thousand = Array.from({ length: 1000 }, async (_, i) => {
-      await using cog = await openTemp();
-      assertEquals(cog.root, resolve(cog.projectDir, ".cog"));
-      using _lock = await cog.lock();
-      const build = await cog.tempPath("staging");
-      await Deno.writeTextFile(resolve(build, `${i}`), "");
-      await Deno.writeTextFile(await cog.filePath("cache/a"), "");
-      await Deno.writeTextFile(resolve(cog.projectDir, "cog.yaml"), "");
-      return cog.projectDir;
-    });
-    const projects = await Promise.all(thousand);
-    assertEquals(new Set(projects).size, 1000);
-    assertEquals(projects.filter(exists), []);
-  },
-);
+Deno.test("openTemp() a thousand times passes the sanitizers, leaves nothing", {
+  sanitizeOps: true,
+  sanitizeResources: true,
+}, async () => {
+  const thousand = Array.from({ length: 1000 }, async (_, i) => {
+    await using cog = await openTemp();
+    assertEquals(cog.root, resolve(cog.projectDir, ".cog"));
+    using _lock = await cog.lock();
+    const build = await cog.tempPath("staging");
+    await Deno.writeTextFile(resolve(build, `${i}`), "");
+    await Deno.writeTextFile(await cog.filePath("cache/a"), "");
+    await Deno.writeTextFile(resolve(cog.projectDir, "cog.yaml"), "");
+    return cog.projectDir;
+  });
+  const projects = await Promise.all(thousand);
+  assertEquals(new Set(projects).size, 1000);
+  assertEquals(projects.filter(exists), []);
+});
 
 // path() and filePath()
 
@@ -275,18 +271,9 @@ Deno.test("path(), filePath() and tempPath() create a .cog that was deleted agai
 
 // Names
 
-const RESERVED = `.scratch-${crypto.randomUUID()}`;
-const RAISED = RESERVED.toUpperCase().replace("SCRATCH", "scratch");
-
-/** Names that no method takes. */
-const REFUSED = [
-  ["/", "/etc/passwd", "//x"],
-  ["..", "../", "../x", "./../x", "a/../../x", "a/b/../../../x", "../.cog/x"],
-  ["c:", "C:x", "c:/x", "C:\\x", "a\0b", "\0"],
-  ["cog.lock", "./cog.lock", "cog.lock/x", "a/../cog.lock", "COG.Lock"],
-  [RESERVED, RAISED, `a/${RESERVED}`, `${RESERVED}/a`, `a/${RESERVED}/b`],
-  WINDOWS ? ["\\x", "..\\x", "a\\..\\..\\x", "\\\\host\\share"] : [],
-].flat();
+/** Names that no method takes. All of their kinds are in names_test.ts. */
+const REFUSED = ["/", "..", "a/../../x", "../.cog/x", "C:x", "a\0b", "\ud800"]
+  .concat("COG.Lock", "a/../cog.lock", `a/.scratch-${crypto.randomUUID()}/b`);
 
 /** Names of `.cog` itself. */
 const ROOTS = ["", ".", "./", "./.", "a/..", "a/../."];

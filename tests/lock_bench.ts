@@ -54,78 +54,21 @@ const bare: Queue = {
   wait: plain,
 };
 
-/** What waiters add, and take each from the release that starts them. */
-async function drain(waiters: number, { hold, wait }: Queue) {
+/** The microseconds for each waiter from the release that starts them. */
+async function drain(waiters: number, { hold, wait }: Queue): Promise<number> {
   const holder = await hold();
-  const before = Deno.memoryUsage().rss;
   const all = Array.from({ length: waiters }, wait);
   await delay(200);
-  const mebibytes = (Deno.memoryUsage().rss - before) / 2 ** 20;
   const start = performance.now();
   holder[Symbol.dispose]();
   await Promise.all(all);
-  const microseconds = (performance.now() - start) * 1000 / waiters;
-  return { mebibytes, microseconds };
+  return (performance.now() - start) * 1000 / waiters;
 }
 compare("waiters of one process drained, per waiter", "µs", 5, {
   "uncontended": () => perCall(1000, ours.wait),
-  "1,000 waiters": async () => (await drain(1000, ours)).microseconds,
-  "10,000 waiters": async () => (await drain(10_000, ours)).microseconds,
-  "1,000 plain ones": async () => (await drain(1000, bare)).microseconds,
-});
-compare("memory that 1,000 waiters add", "MiB", 3, {
-  "plain": async () => (await drain(1000, bare)).mebibytes,
-  "lock()": async () => (await drain(1000, ours)).mebibytes,
-});
-
-/** What it costs each of many waiters of this process to give up at once. */
-async function abandon(waiters: number): Promise<number> {
-  using _held = await lock(path);
-  const controller = new AbortController();
-  const all = Array.from({ length: waiters }, () => lock(path, controller));
-  const settled = Promise.allSettled(all);
-  await delay(10);
-  const start = performance.now();
-  controller.abort();
-  await settled;
-  return (performance.now() - start) * 1000 / waiters;
-}
-compare("waiters of one process abandoned by one signal, per waiter", "µs", 5, {
-  "1,000 waiters": () => abandon(1000),
-  "10,000 waiters": () => abandon(10_000),
-  "100,000 waiters": () => abandon(100_000),
-});
-
-/** The milliseconds in which a hundred callers hold the lock for 2 ms each. */
-async function turns(
-  acquire: () => Disposable | Promise<Disposable>,
-): Promise<number> {
-  const start = performance.now();
-  const callers = Array.from({ length: 100 }, async () => {
-    using _lock = await acquire();
-    await delay(2);
-  });
-  await Promise.all(callers);
-  return performance.now() - start;
-}
-let turn: Promise<unknown> = Promise.resolve();
-compare("a hundred callers of one process that hold it 2 ms each", "ms", 9, {
-  "bare: a chain of promises, openSync, lockSync, close": () =>
-    turns(async () => {
-      const { promise, resolve } = Promise.withResolvers<void>();
-      const before = turn;
-      turn = promise;
-      await before;
-      const file = Deno.openSync(path, READ_WRITE);
-      file.lockSync(true);
-      return {
-        [Symbol.dispose]() {
-          file.close();
-          resolve();
-        },
-      };
-    }),
-  "lock()": () => turns(() => lock(path)),
+  "1,000 waiters": () => drain(1000, ours),
+  "10,000 waiters": () => drain(10_000, ours),
+  "1,000 plain ones": () => drain(1000, bare),
 });
 
 /** A process that holds the lock for about a second and says when it let go. */

@@ -126,14 +126,6 @@ Deno.test("lock() of a free file creates it and leaves it there, and does not ca
   assertEquals(calls, 0);
 });
 
-Deno.test("lock() obeys the umask", UNIX, async () => {
-  using dir = scene();
-  const code = "Deno.umask(0o002); (await lock(args[0]))();";
-  await using child = script(code, [dir.file]);
-  assertEquals((await child.ended()).code, 0);
-  assertEquals(Deno.statSync(dir.file).mode! & 0o777, 0o664);
-});
-
 // onWait
 
 Deno.test("lock() calls onWait once, after it has returned its promise", async () => {
@@ -160,22 +152,6 @@ Deno.test("lock() whose onWait releases the lock and throws rejects, and leaves 
   };
   await assertRejects(() => lock(dir.file, { onWait }), RangeError);
   (await tryLock(dir.file))!();
-});
-
-Deno.test("lock() reads each option once, and calls onWait without this", async () => {
-  using dir = scene();
-  const release = await lock(dir.file);
-  const seen: unknown[] = [];
-  const onWait = function (this: unknown) {
-    seen.push(this);
-    release();
-  };
-  const get = (options: LockOptions, name: keyof LockOptions) => {
-    seen.push(name);
-    return options[name];
-  };
-  (await lock(dir.file, new Proxy({ onWait }, { get: get as never })))();
-  assertEquals(seen, ["signal", "onWait", undefined]);
 });
 
 Deno.test("lock() rejects with what onWait throws, unless the signal is aborted first, and leaves no wait", async () => {

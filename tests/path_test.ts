@@ -49,63 +49,55 @@ Deno.test("lock() and open() take a relative path from the working directory of 
   assertEquals(exists(resolve(dir.path, ".cog", "made")), true);
 });
 
-Deno.test(
-  "lock(), tryLock() and open() say it if the working directory was deleted",
-  {
-    ignore: WINDOWS, // where that cannot be
-  },
-  async () => {
-    using dir = scene();
-    const code = `
-    Deno.chdir(args[0]);
-    Deno.removeSync(args[0]);
-    for (const take of [lock, tryLock, open]) {
-      const error = await take("x").catch((error) => error);
-      console.log(error.code, error.message, error.cause.message);
-    }`;
-    const gone = resolve(dir.path, "gone");
-    Deno.mkdirSync(gone);
-    await using child = script(code, [gone]);
-    for (let i = 0; i < 3; i++) {
-      const line = await child.line();
-      const expected = `ENOENT Cannot resolve "x": the working directory is `;
-      assert(line.startsWith(expected), line);
-      assert(line.endsWith("(os error 2)"), line);
-    }
-  },
-);
+Deno.test("lock(), tryLock() and open() tell a deleted working directory", {
+  ignore: WINDOWS, // where that cannot be
+}, async () => {
+  using dir = scene();
+  const code = `
+  Deno.chdir(args[0]);
+  Deno.removeSync(args[0]);
+  for (const take of [lock, tryLock, open]) {
+    const error = await take("x").catch((error) => error);
+    console.log(error.code, error.message, error.cause.message);
+  }`;
+  const gone = resolve(dir.path, "gone");
+  Deno.mkdirSync(gone);
+  await using child = script(code, [gone]);
+  for (let i = 0; i < 3; i++) {
+    const line = await child.line();
+    const expected = `ENOENT Cannot resolve "x": the working directory is `;
+    assert(line.startsWith(expected), line);
+    assert(line.endsWith("(os error 2)"), line);
+  }
+});
 
-Deno.test(
-  "lock(), open() and openTemp() leave .. behind a symbolic link to the system",
-  {
-    ignore: !CAN_LINK || WINDOWS, // which resolves it in the text
-  },
-  async () => {
-    using dir = scene();
-    const real = resolve(dir.path, "real");
-    Deno.mkdirSync(resolve(real, "deep"), { recursive: true });
-    Deno.symlinkSync(resolve(real, "deep"), resolve(dir.path, "link"));
-    const code = `
-    Deno.chdir(args[0]);
-    using file = Deno.openSync("link/../x", { write: true, create: true });
-    file.lockSync(true);
-    for (const path of ["link/../x", "./link//.././x", args[0] + "/link/../x"]) {
-      console.log(await tryLock(path));
-    }
-    await using cog = await open("link/..");
-    console.log(cog.projectDir);
-    await using temp = await openTemp();
-    console.log(Deno.realPathSync(temp.projectDir).startsWith(args[0] + "/real/cog-"));
-    await cog.tempPath("staging");
-    await temp.tempPath("staging");
-    await temp.close();
-    console.log([...Deno.readDirSync("real")].map(({ name }) => name).sort());`;
-    const env = { TMPDIR: "link/.." };
-    await using child = script(code, [dir.path], undefined, { env });
-    for (let i = 0; i < 3; i++) assertEquals(await child.line(), "null");
-    assertEquals(await child.line(), real);
-    assertEquals(await child.line(), "true");
-    assertEquals(await child.line(), `[ ".cog", "deep", "x" ]`);
-    assertEquals((await child.ended()).code, 0);
-  },
-);
+Deno.test("lock() and open() leave .. behind a symbolic link to the system", {
+  ignore: !CAN_LINK || WINDOWS, // which resolves it in the text
+}, async () => {
+  using dir = scene();
+  const real = resolve(dir.path, "real");
+  Deno.mkdirSync(resolve(real, "deep"), { recursive: true });
+  Deno.symlinkSync(resolve(real, "deep"), resolve(dir.path, "link"));
+  const code = `
+  Deno.chdir(args[0]);
+  using file = Deno.openSync("link/../x", { write: true, create: true });
+  file.lockSync(true);
+  for (const path of ["link/../x", "./link//.././x", args[0] + "/link/../x"]) {
+    console.log(await tryLock(path));
+  }
+  await using cog = await open("link/..");
+  console.log(cog.projectDir);
+  await using temp = await openTemp();
+  console.log(Deno.realPathSync(temp.projectDir).startsWith(args[0] + "/real/cog-"));
+  await cog.tempPath("staging");
+  await temp.tempPath("staging");
+  await temp.close();
+  console.log([...Deno.readDirSync("real")].map(({ name }) => name).sort());`;
+  const env = { TMPDIR: "link/.." };
+  await using child = script(code, [dir.path], undefined, { env });
+  for (let i = 0; i < 3; i++) assertEquals(await child.line(), "null");
+  assertEquals(await child.line(), real);
+  assertEquals(await child.line(), "true");
+  assertEquals(await child.line(), `[ ".cog", "deep", "x" ]`);
+  assertEquals((await child.ended()).code, 0);
+});

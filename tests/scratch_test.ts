@@ -33,7 +33,6 @@ const {
 
 const BINDFS = { ignore: !IS_ROOT || !has("bindfs") };
 const CHATTR = { ignore: !IS_ROOT || !has("chattr") };
-const LINKS = { ignore: !CAN_LINK };
 const MOUNTS = { ignore: !CAN_MOUNT };
 
 /** The reserved names in a directory. */
@@ -98,17 +97,23 @@ Deno.test("tempPath() deletes what has the name each time, keeps one file open, 
   }
 });
 
-Deno.test("path() and tempPath() obey umask", { ignore: WINDOWS }, async () => {
+Deno.test("path(), tempPath() and lock() obey the umask", {
+  ignore: WINDOWS,
+}, async () => {
   using dir = scene();
   await using child = script(
     `Deno.umask(0o002);
      await using cog = await open(args[0]);
-     for (const path of [cog.root, await cog.path("p"), await cog.tempPath("t")]) {
+     await cog.lock();
+     const lockFile = cog.root + "/cog.lock";
+     for (const path of [await cog.path("p"), await cog.tempPath("t"), lockFile]) {
        console.log((Deno.statSync(path).mode & 0o777).toString(8));
      }`,
     [dir.path],
   );
-  for (let i = 0; i < 3; i++) assertEquals(await child.line(), "775");
+  for (const mode of ["775", "775", "664"]) {
+    assertEquals(await child.line(), mode);
+  }
 });
 
 // Without a name
@@ -172,31 +177,29 @@ Deno.test("tempPath() sweeps what kills leave, nothing of a neighbour's, and del
 
 // Symbolic links
 
-Deno.test(
-  "tempPath() deletes a link, and refuses a way through one",
-  LINKS,
-  async () => {
-    using dir = scene();
-    const cog = await open(resolve(dir.path, "project"));
-    const outside = resolve(dir.path, "outside");
-    Deno.mkdirSync(outside);
-    Deno.writeTextFileSync(resolve(outside, "file"), "kept");
-    Deno.symlinkSync(outside, resolve(cog.root, "cache"));
-    Deno.mkdirSync(resolve(cog.root, "a"));
-    Deno.symlinkSync("..", resolve(cog.root, "a", "up"));
-    for (const name of ["cache/file", "cache/new/x", "a/up/cog.lock"]) {
-      const refused = cog.tempPath(name);
-      await assertRejects(() => refused, NotADirectory, "symbolic link");
-    }
-    const scratch = await cog.tempPath("cache");
-    assertEquals(Deno.lstatSync(scratch).isSymlink, false);
-    assertEquals(names(scratch), []);
-    Deno.symlinkSync(outside, resolve(scratch, "link"));
-    await cog.close();
-    assertEquals(names(cog.root), [".gitignore", "a"]);
-    assertEquals(names(outside), ["file"]);
-  },
-);
+Deno.test("tempPath() deletes a link, and refuses a way through one", {
+  ignore: !CAN_LINK,
+}, async () => {
+  using dir = scene();
+  const cog = await open(resolve(dir.path, "project"));
+  const outside = resolve(dir.path, "outside");
+  Deno.mkdirSync(outside);
+  Deno.writeTextFileSync(resolve(outside, "file"), "kept");
+  Deno.symlinkSync(outside, resolve(cog.root, "cache"));
+  Deno.mkdirSync(resolve(cog.root, "a"));
+  Deno.symlinkSync("..", resolve(cog.root, "a", "up"));
+  for (const name of ["cache/file", "cache/new/x", "a/up/cog.lock"]) {
+    const refused = cog.tempPath(name);
+    await assertRejects(() => refused, NotADirectory, "symbolic link");
+  }
+  const scratch = await cog.tempPath("cache");
+  assertEquals(Deno.lstatSync(scratch).isSymlink, false);
+  assertEquals(names(scratch), []);
+  Deno.symlinkSync(outside, resolve(scratch, "link"));
+  await cog.close();
+  assertEquals(names(cog.root), [".gitignore", "a"]);
+  assertEquals(names(outside), ["file"]);
+});
 
 // What is somebody else's
 
@@ -224,34 +227,32 @@ for (const disk of ["a disk", "bindfs"]) {
   });
 }
 
-Deno.test(
-  "close() leaves what was moved or became a link, and takes what is gone for removed",
-  LINKS,
-  async () => {
-    const outer = await openTemp();
-    const cog = await open(outer.projectDir);
-    const moved = resolve(outer.root, "moved");
-    Deno.renameSync(await cog.tempPath("a"), moved);
-    const linked = await cog.tempPath("b");
-    Deno.removeSync(linked);
-    Deno.symlinkSync(moved, linked);
-    const nameless = await cog.tempPath();
-    Deno.renameSync(nameless, resolve(moved, "too"));
-    Deno.mkdirSync(resolve(nameless, "theirs"), { recursive: true });
-    for (const name of ["c", "d"]) {
-      await cog.tempPath(`${name}/scratch`);
-      Deno.removeSync(resolve(cog.root, name), { recursive: true });
-    }
-    Deno.writeTextFileSync(resolve(cog.root, "d"), "a file now");
-    await cog.close();
-    const base = nameless.slice(outer.root.length + 1);
-    assertEquals(names(outer.root), [".gitignore", base, "b", "d", "moved"]);
-    assertEquals(names(moved), ["too"]);
-    assertEquals(names(nameless), ["theirs"]);
-    Deno.removeSync(outer.projectDir, { recursive: true });
-    await outer.close();
-  },
-);
+Deno.test("close() leaves what was moved, and takes what is gone for removed", {
+  ignore: !CAN_LINK,
+}, async () => {
+  const outer = await openTemp();
+  const cog = await open(outer.projectDir);
+  const moved = resolve(outer.root, "moved");
+  Deno.renameSync(await cog.tempPath("a"), moved);
+  const linked = await cog.tempPath("b");
+  Deno.removeSync(linked);
+  Deno.symlinkSync(moved, linked);
+  const nameless = await cog.tempPath();
+  Deno.renameSync(nameless, resolve(moved, "too"));
+  Deno.mkdirSync(resolve(nameless, "theirs"), { recursive: true });
+  for (const name of ["c", "d"]) {
+    await cog.tempPath(`${name}/scratch`);
+    Deno.removeSync(resolve(cog.root, name), { recursive: true });
+  }
+  Deno.writeTextFileSync(resolve(cog.root, "d"), "a file now");
+  await cog.close();
+  const base = nameless.slice(outer.root.length + 1);
+  assertEquals(names(outer.root), [".gitignore", base, "b", "d", "moved"]);
+  assertEquals(names(moved), ["too"]);
+  assertEquals(names(nameless), ["theirs"]);
+  Deno.removeSync(outer.projectDir, { recursive: true });
+  await outer.close();
+});
 
 // Failures
 
@@ -286,31 +287,27 @@ Deno.test("tempPath() that fails tries again only if others may be the cause, an
   assertEquals(names(cog.root).length, 2 + 4); // with the leftovers
 });
 
-Deno.test(
-  "tempPath() of a long name, below a file or read-only fails at once",
-  {
-    ignore: WINDOWS,
-  },
-  async () => {
-    await using cog = await openTemp();
-    Deno.writeTextFileSync(await cog.filePath("file"), "");
-    let tries = 0;
-    const { mkdirSync } = Deno;
-    using _ = replace(Deno, "mkdirSync", (path, options) => {
-      if (++tries === 3) throw new Error("Read-only file system");
-      mkdirSync(path, options);
-    });
-    for (const name of ["x".repeat(300), "file/x", "x"]) {
-      const { message } = await cog.tempPath(name).catch((error) => error);
-      const expected = `Cannot create scratch ${resolve(cog.root, name)}: `;
-      assert(message.startsWith(expected), message);
-      // That below a file says where it would go.
-      assertEquals(message.includes(".trash-"), name === "file/x", message);
-    }
-    assertEquals(tries, 3);
-    assertEquals(names(cog.root), [".gitignore", "file"]);
-  },
-);
+Deno.test("tempPath() of a long name, below a file, read-only fails at once", {
+  ignore: WINDOWS,
+}, async () => {
+  await using cog = await openTemp();
+  Deno.writeTextFileSync(await cog.filePath("file"), "");
+  let tries = 0;
+  const { mkdirSync } = Deno;
+  using _ = replace(Deno, "mkdirSync", (path, options) => {
+    if (++tries === 3) throw new Error("Read-only file system");
+    mkdirSync(path, options);
+  });
+  for (const name of ["x".repeat(300), "file/x", "x"]) {
+    const { message } = await cog.tempPath(name).catch((error) => error);
+    const expected = `Cannot create scratch ${resolve(cog.root, name)}: `;
+    assert(message.startsWith(expected), message);
+    // That below a file says where it would go.
+    assertEquals(message.includes(".trash-"), name === "file/x", message);
+  }
+  assertEquals(tries, 3);
+  assertEquals(names(cog.root), [".gitignore", "file"]);
+});
 
 Deno.test("tempPath() deletes what a full disk does not move", async () => {
   await using cog = await openTemp();
@@ -399,38 +396,36 @@ Deno.test("close() reports each scratch that stays", CHATTR, async () => {
 });
 
 for (const left of ["a/staging", "a/.trash-UUID", ".scratch-UUID"]) {
-  Deno.test(
-    `tempPath() succeeds where ${left} has filled the disk`,
-    MOUNTS,
-    async () => {
-      using dir = scene();
-      const full = resolve(dir.path, ".cog", left)
-        .replace("UUID", crypto.randomUUID());
-      const code = `
-      await using cog = await open(args[0]);
-      Deno.mkdirSync(args[1], { recursive: true });
-      Deno.writeTextFileSync(args[1] + ".lock", "");
-      const data = new Uint8Array(Number(args[2]));
-      try {
-        for (let i = 0;; i++) Deno.writeFileSync(args[1] + "/" + i, data);
-      } catch (error) {
-        console.log(error.code);
-      }
-      const scratch = await cog.tempPath("a/staging");
-      console.log([...Deno.readDirSync(scratch)].length);
-      if (scratch === args[1]) Deno.writeFileSync(scratch + "/fits", data);`;
-      for (
-        const [disk, size] of [["size=1m", "65536"], ["nr_inodes=40", "0"]]
-      ) {
-        const args = [dir.path, full, size];
-        const under = onTmpfs(disk, dir.path);
-        await using child = script(code, args, undefined, { under });
-        assertEquals(await child.line(), "ENOSPC");
-        assertEquals(await child.line(), "0");
-        assertEquals((await child.ended()).code, 0);
-      }
-    },
-  );
+  Deno.test(`tempPath() succeeds where ${left} has filled the disk`, {
+    ignore: !CAN_MOUNT,
+  }, async () => {
+    using dir = scene();
+    const full = resolve(dir.path, ".cog", left)
+      .replace("UUID", crypto.randomUUID());
+    const code = `
+    await using cog = await open(args[0]);
+    Deno.mkdirSync(args[1], { recursive: true });
+    Deno.writeTextFileSync(args[1] + ".lock", "");
+    const data = new Uint8Array(Number(args[2]));
+    try {
+      for (let i = 0;; i++) Deno.writeFileSync(args[1] + "/" + i, data);
+    } catch (error) {
+      console.log(error.code);
+    }
+    const scratch = await cog.tempPath("a/staging");
+    console.log([...Deno.readDirSync(scratch)].length);
+    if (scratch === args[1]) Deno.writeFileSync(scratch + "/fits", data);`;
+    for (
+      const [disk, size] of [["size=1m", "65536"], ["nr_inodes=40", "0"]]
+    ) {
+      const args = [dir.path, full, size];
+      const under = onTmpfs(disk, dir.path);
+      await using child = script(code, args, undefined, { under });
+      assertEquals(await child.line(), "ENOSPC");
+      assertEquals(await child.line(), "0");
+      assertEquals((await child.ended()).code, 0);
+    }
+  });
 }
 
 Deno.test("tempPath() deletes what overlays do not move", MOUNTS, async () => {
@@ -617,31 +612,29 @@ for (
   });
 }
 
-Deno.test(
-  "tempPath({ dir }) is on the disk of that directory",
-  LINKS,
-  async () => {
-    using disk = scene(MEMORY_DISK);
-    await using outer = await openTemp();
-    Deno.symlinkSync(disk.path, resolve(outer.root, "cache"));
-    const cog = await open(outer.projectDir);
-    const scratch = await cog.tempPath({ dir: "cache" });
-    assertEquals(resolve(scratch, ".."), resolve(cog.root, "cache"));
-    const file = resolve(scratch, "new");
-    Deno.writeTextFileSync(file, "weights");
-    Deno.renameSync(file, await cog.filePath("cache/weights"));
-    leftover(disk.path);
-    await cog.tempPath({ dir: "cache/./deep/.." });
-    for (const dir of ["..", "cog.lock", "/x"]) {
-      await assertRejects(() => cog.tempPath({ dir }), TypeError, `"${dir}"`);
-    }
-    assertEquals(resolve(await cog.tempPath({}), ".."), cog.root);
-    await cog.tempPath({ dir: "a/b" });
-    assertEquals(reserved(resolve(cog.root, "a", "b")).length, 2);
-    await cog.close();
-    assertEquals(names(disk.path), ["weights"]);
-  },
-);
+Deno.test("tempPath({ dir }) is on the disk of that directory", {
+  ignore: !CAN_LINK,
+}, async () => {
+  using disk = scene(MEMORY_DISK);
+  await using outer = await openTemp();
+  Deno.symlinkSync(disk.path, resolve(outer.root, "cache"));
+  const cog = await open(outer.projectDir);
+  const scratch = await cog.tempPath({ dir: "cache" });
+  assertEquals(resolve(scratch, ".."), resolve(cog.root, "cache"));
+  const file = resolve(scratch, "new");
+  Deno.writeTextFileSync(file, "weights");
+  Deno.renameSync(file, await cog.filePath("cache/weights"));
+  leftover(disk.path);
+  await cog.tempPath({ dir: "cache/./deep/.." });
+  for (const dir of ["..", "cog.lock", "/x"]) {
+    await assertRejects(() => cog.tempPath({ dir }), TypeError, `"${dir}"`);
+  }
+  assertEquals(resolve(await cog.tempPath({}), ".."), cog.root);
+  await cog.tempPath({ dir: "a/b" });
+  assertEquals(reserved(resolve(cog.root, "a", "b")).length, 2);
+  await cog.close();
+  assertEquals(names(disk.path), ["weights"]);
+});
 
 // Others who still write
 

@@ -98,7 +98,7 @@ export function script(
   { under = [], ...options }: Deno.CommandOptions & { under?: string[] } = {},
 ): Peer {
   const prelude = `
-    import { Dir, lock, open, openTemp, tryLock } from "${MOD}";
+    import { lock, open, openTemp, tryLock } from "${MOD}";
     const args = Deno.args;
     const heard = () => Deno.stdin.read(new Uint8Array(64));
   `;
@@ -111,13 +111,12 @@ export function script(
 }
 
 /** A stranger that holds the lock on `path` from its first line to its `go`. */
-export function stranger(path: string, after = ""): Peer {
+export function stranger(path: string): Peer {
   return script(
     `using file = Deno.openSync(args[0], { write: true, create: true });
      file.lockSync(true);
      console.log("held");
-     await heard();
-     ${after}`,
+     await heard();`,
     [path],
   );
 }
@@ -252,13 +251,10 @@ export function replace<T, K extends keyof T>(
 export function countWaits(): { count: number } & Disposable {
   const { prototype } = Deno.FsFile;
   const { lock } = prototype;
-  const counting = replace(prototype, "lock", function (this: Deno.FsFile) {
+  const count = function (this: Deno.FsFile) {
     waits.count++;
     return lock.call(this, true);
-  });
-  const waits = {
-    count: 0,
-    [Symbol.dispose]: () => counting[Symbol.dispose](),
   };
+  const waits = { count: 0, ...replace(prototype, "lock", count) };
   return waits;
 }

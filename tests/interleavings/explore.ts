@@ -20,7 +20,7 @@ export interface Result {
 }
 
 export class Explorer implements Disposable {
-  readonly #shared = Port.createShared();
+  readonly #shared = new SharedArrayBuffer(32); // of all processes
   readonly #ports: Port[] = [];
   readonly #root = Deno.makeTempDirSync({ dir: MEMORY_DISK });
   #played = 0;
@@ -61,10 +61,10 @@ export class Explorer implements Disposable {
 
   async #hire(count: number): Promise<void> {
     while (this.#ports.length < count) {
-      const port = Port.create(this.#shared);
-      const worker = new Worker(import.meta.resolve("./worker.ts"), {
-        type: "module",
-      });
+      const own = new SharedArrayBuffer(8192);
+      const port = new Port({ own, shared: this.#shared });
+      const url = import.meta.resolve("./worker.ts");
+      const worker = new Worker(url, { type: "module" });
       worker.postMessage(port.buffers);
       await new Promise((resolve) => worker.onmessage = resolve);
       this.#ports.push(port);

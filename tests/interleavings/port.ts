@@ -23,9 +23,6 @@ export interface Play {
   variant: number;
 }
 
-/** Numbers that all processes of a scenario share. */
-const SHARED = 8;
-
 export class Port {
   readonly #ints: Int32Array;
   readonly #bytes: Uint8Array;
@@ -38,14 +35,6 @@ export class Port {
     this.#ints = new Int32Array(buffers.own, 0, 4);
     this.#bytes = new Uint8Array(buffers.own, 16);
     this.shared = new Int32Array(buffers.shared);
-  }
-
-  static create(shared: SharedArrayBuffer): Port {
-    return new Port({ own: new SharedArrayBuffer(8192), shared });
-  }
-
-  static createShared(): SharedArrayBuffer {
-    return new SharedArrayBuffer(4 * SHARED);
   }
 
   // Of the worker

@@ -212,7 +212,6 @@ export const scenarios: Record<string, Scenario> = {
   "careless": {
     processes: [careless, careless],
     end: nothingAt("staging"),
-    kills: false,
   },
   "careless-used": {
     processes: [careless, careless],

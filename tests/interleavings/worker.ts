@@ -12,13 +12,8 @@ import { scenarios } from "./scenarios.ts";
 
 const real = { ...Deno };
 const proto = Deno.FsFile.prototype;
-const realFile = {
-  tryLockSync: proto.tryLockSync,
-  unlockSync: proto.unlockSync,
-  statSync: proto.statSync,
-  close: proto.close,
-  dispose: proto[Symbol.dispose],
-};
+const { tryLockSync } = proto;
+const dispose = proto[Symbol.dispose];
 
 class Killed extends Error {}
 
@@ -34,7 +29,7 @@ function step(label: string, state: State = State.Ready): void {
   if (!isPlaying) return;
   if (!isKilled && !port.ask(state, label)) {
     isKilled = true;
-    for (const file of openFiles.keys()) realFile.dispose.call(file);
+    for (const file of openFiles.keys()) dispose.call(file);
     openFiles.clear();
   }
   if (isKilled) throw new Killed("killed");
@@ -43,21 +38,27 @@ function step(label: string, state: State = State.Ready): void {
 const short = (path: string | URL) =>
   `${path}`.slice(port.play.directory.length + 1) || ".";
 
-/** Replaces calls of Deno's by ones that are steps. */
+/** Replaces a call by one that is a step. */
+function precede(
+  object: object,
+  name: string,
+  subject: (file: Deno.FsFile, path: string) => string | undefined,
+): void {
+  const calls = object as Record<string, (...args: unknown[]) => unknown>;
+  const call = calls[name];
+  calls[name] = function (this: Deno.FsFile, ...args: unknown[]) {
+    step(`${name.replace("Sync", "")} ${subject(this, `${args[0]}`)}`);
+    return call.apply(this, args);
+  };
+}
+
 function wrap(): void {
-  const sync = [
-    "lstatSync",
-    "statSync",
-    "realPathSync",
-    "writeTextFileSync",
-  ] as const;
-  const deno = Deno as unknown as Record<string, unknown>;
-  for (const name of sync) {
-    const call = real[name] as (path: string, ...rest: unknown[]) => unknown;
-    deno[name] = (path: string, ...rest: unknown[]) => {
-      step(`${name.replace("Sync", "")} ${short(path)}`);
-      return call(path, ...rest);
-    };
+  const ofPaths = ["lstatSync", "statSync", "realPathSync"];
+  for (const name of [...ofPaths, "writeTextFileSync"]) {
+    precede(Deno, name, (_, path) => short(path));
+  }
+  for (const name of ["tryLockSync", "unlockSync", "statSync", "close"]) {
+    precede(proto, name, (file) => openFiles.get(file));
   }
   Deno.openSync = (path, options) => {
     step(`open ${short(path)}`);
@@ -84,31 +85,19 @@ function wrap(): void {
       deleteOne(one);
     }
   };
-  proto.tryLockSync = function () {
-    step(`try ${openFiles.get(this)}`);
-    return realFile.tryLockSync.call(this, true);
-  };
   proto.lock = async function () {
     do {
       await null;
       step(`wait for ${openFiles.get(this)}`, State.AwaitsLock);
-    } while (!realFile.tryLockSync.call(this, true));
+    } while (!tryLockSync.call(this, true));
   };
-  proto.unlockSync = function () {
-    step(`unlock ${openFiles.get(this)}`);
-    realFile.unlockSync.call(this);
-  };
-  proto.statSync = function () {
-    step(`fstat ${openFiles.get(this)}`);
-    return realFile.statSync.call(this);
-  };
+  const { close } = proto; // a step by now
   proto.close = function () {
-    step(`close ${openFiles.get(this)}`);
+    close.call(this);
     openFiles.delete(this);
-    realFile.close.call(this);
   };
   proto[Symbol.dispose] = function () {
-    if (!isPlaying) realFile.dispose.call(this);
+    if (!isPlaying) dispose.call(this);
     else if (openFiles.has(this)) this.close();
   };
   clock.now = () => now += 1;
