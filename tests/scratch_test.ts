@@ -500,16 +500,21 @@ Deno.test("tempPath() does not sweep what rmdir may not delete, since it may be 
   assertEquals(names(trash), ["sub"]);
 });
 
+/** Takes scratch that no exit can delete. */
+const STUCK = `
+  Deno.writeTextFileSync(await cog.tempPath() + "/file", "");
+  const { removeSync } = Deno;
+  Deno.removeSync = (path, options) => {
+    if (options?.recursive) throw new Error("somebody still writes");
+    removeSync(path);
+  };`;
+
 for (
   const [story, code] of [
+    ["what an exit cannot delete", STUCK],
     [
-      "what an exit cannot delete",
-      `Deno.writeTextFileSync(await cog.tempPath() + "/file", "");
-       const { removeSync } = Deno;
-       Deno.removeSync = (path, options) => {
-         if (options?.recursive) throw new Error("somebody still writes");
-         removeSync(path);
-       };`,
+      "what an exit in the middle of a close cannot delete",
+      `${STUCK} Deno.remove = () => Deno.exit(); cog.close();`,
     ],
     [
       "what strangers left, after an exit during such a sweep",
