@@ -158,7 +158,7 @@ let construct: (project: string) => Dir;
  * - a name with a part of the form `.scratch-UUID`, `.scratch-UUID.lock` or
  *   `.trash-UUID`
  * - on Windows, a name with a part that contains a colon, or a `~` before a
- * digit, ends in a dot or a space, or is a device such as `nul.txt`
+ *   digit, ends in a dot or a space, or is a device such as `nul.txt`
  *
  * @example Usage
  * ```ts
@@ -298,9 +298,11 @@ export class Dir implements AsyncDisposable {
    *
    * Closing repeats a deletion for up to 0.3 seconds if somebody still writes
    * into the directory. If the deletion fails, the rest stays, at its old name
-   * if possible. Deleting does not follow symbolic links, but enters a mount
-   * inside scratch. It is not safe from somebody who swaps a parent for a
-   * symbolic link at that moment.
+   * if possible. Finish your own writes first: one that is under way at the
+   * close or an exit may create the directory again, and nothing sweeps that.
+   * Deleting does not follow symbolic links, but enters a mount inside scratch.
+   * It is not safe from somebody who swaps a parent for a symbolic link at that
+   * moment.
    *
    * Each scratch directory holds up to two open files until this handle closes.
    * The sanitizers of `deno test` report them if the handle closes in another
@@ -347,11 +349,11 @@ export class Dir implements AsyncDisposable {
    * await Deno.rename(`${scratch}/manifest.json`, manifest);
    * ```
    */
-  async tempPath(target: string | TempPathOptions = {}): Promise<string> {
+  async tempPath(target?: string | TempPathOptions): Promise<string> {
     this.#assertOpen(SCRATCH);
     const created = typeof target === "string"
       ? this.#createNamed(target)
-      : this.#createNameless(target.dir ?? "");
+      : this.#createNameless(target?.dir ?? "");
     this.#cleanups.defer(() => created.then((it) => it.remove(), () => {}));
     const scratch = await created;
     this.#assertOpen(SCRATCH);
@@ -449,7 +451,7 @@ export class Dir implements AsyncDisposable {
    * });
    * ```
    */
-  lock(options: LockOptions = {}): Promise<Release> {
+  lock(options?: LockOptions): Promise<Release> {
     if (this.#closed) return Promise.reject(this.#closedError("lock"));
     return acquire(this.#lockFile, options, this.#closing.signal);
   }

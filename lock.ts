@@ -132,7 +132,7 @@ export interface Release extends Disposable {
  */
 export function lock(
   path: string | URL,
-  options: LockOptions = {},
+  options?: LockOptions,
 ): Promise<Release> {
   return acquire(path, options);
 }

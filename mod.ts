@@ -48,15 +48,14 @@
  *
  * - The lock is advisory: it stops only programs that ask for it.
  * - The lock is not reentrant: a script that holds it and calls `lock()` waits
- * for itself. Deno may end the script with "Top-level await promise never
- * resolved".
- * - Ctrl-C leaves the directories of `tempPath`, unless the script handles the
- * signal: `Deno.addSignalListener("SIGINT", () => Deno.exit(130))`.
- * - Deleting `.cog/cog.lock` while somebody holds the lock lets a new caller
- * in.
+ *   for itself. Deno may end the script with "Top-level await promise never
+ *   resolved".
+ * - Ctrl-C leaves the directories of `tempPath` and `openTemp`, unless the script
+ *   handles the signal: `Deno.addSignalListener("SIGINT", () => Deno.exit(130))`.
+ * - Deleting `.cog/cog.lock` while somebody holds the lock lets a new caller in.
  * - `cog` owns some names in `.cog/`: `mounts/`, `cache/weights_manifest.json`,
- * `openapi_schema.json`, `weights.json`, and `build/`, which it removes without
- * the lock.
+ *   `openapi_schema.json`, `weights.json`, and `build/`, which it removes without
+ *   the lock.
  *
  * @module
  */

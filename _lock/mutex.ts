@@ -20,7 +20,7 @@ import { pauseAfter, places, tryBurst } from "./polling.ts";
  */
 export async function acquire(
   path: string | URL,
-  { signal, onWait }: LockOptions,
+  { signal, onWait }: LockOptions = {},
   owner?: AbortSignal,
 ): Promise<Release> {
   signal?.throwIfAborted();

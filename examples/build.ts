@@ -1,6 +1,7 @@
 /**
  * Builds a project, one build at a time: stages its files in scratch, publishes
- * them as `.cog/dist`, and writes a manifest of them.
+ * them as `.cog/dist`, and writes a manifest of them. It leaves out symbolic links,
+ * and what is called `.git`, `coverage` or `node_modules`.
  *
  *     deno run --allow-read --allow-write examples/build.ts [PROJECT]
  */
@@ -17,14 +18,14 @@ if (project === "--help" || project === "-h") {
   console.log(USAGE);
   Deno.exit();
 }
-if (project.startsWith("-") || more.length > 0) {
+if (/^-|^$/.test(project) || more.length > 0) {
   console.error(USAGE);
   Deno.exit(2);
 }
 
 // A bug gets a stack. What the system or Deno refuses gets a line.
 addEventListener("unhandledrejection", ({ reason }) => {
-  if (!("code" in reason || reason.name in Deno.errors)) return;
+  if (!reason?.code && !(reason?.name in Deno.errors)) return;
   console.error(reason.message);
   Deno.exit(1);
 });
@@ -32,10 +33,15 @@ addEventListener("unhandledrejection", ({ reason }) => {
 const rewind = Deno.stderr.isTerminal() ? "\r\x1b[K" : "";
 
 // An exit removes scratch. A signal without a listener does not.
-Deno.addSignalListener("SIGINT", () => {
-  console.error(`${rewind}Stopped`);
-  Deno.exit(130);
-});
+const codes = Deno.build.os === "windows"
+  ? { SIGINT: 130 }
+  : { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 };
+for (const [signal, code] of Object.entries(codes)) {
+  Deno.addSignalListener(signal as Deno.Signal, () => {
+    console.error(`${rewind}Stopped`);
+    Deno.exit(code);
+  });
+}
 
 await Deno.stat(project); // open() would create a missing one
 await using cog = await open(project);
@@ -87,19 +93,24 @@ for await (const entry of entries) {
 }
 files.sort((a, b) => a.path < b.path ? -1 : 1);
 
-// A rename replaces no full directory. So the old one moves into scratch, which
-// is removed on close. Close leaves the new one, which is scratch no more.
-const old = await cog.tempPath();
-const dist = await cog.path("dist"); // created if missing
-Deno.renameSync(dist, `${old}/dist`);
-Deno.renameSync(staging, dist); // no Ctrl-C comes between two synchronous calls
-
-// Nobody sees half a manifest: the rename replaces the old one in one step.
 const json = JSON.stringify(files, null, 2) + "\n";
-const scratch = await cog.tempPath({ dir: "cache" });
+const written = `${await cog.tempPath({ dir: "cache" })}/manifest.json`;
+await Deno.writeTextFile(written, json);
 const manifest = await cog.filePath("cache/manifest.json");
-await Deno.writeTextFile(`${scratch}/new`, json);
-await Deno.rename(`${scratch}/new`, manifest);
+const dist = await cog.path("dist"); // created if missing
+const old = `${await cog.tempPath()}/dist`;
+
+// A rename replaces no full directory. So the old one moves into scratch, which
+// is removed on close. Close leaves the new one, which is scratch no more. No
+// Ctrl-C comes between synchronous calls.
+Deno.renameSync(dist, old);
+try {
+  Deno.renameSync(staging, dist);
+} catch (error) {
+  Deno.renameSync(old, dist); // nothing is lost
+  throw error;
+}
+Deno.renameSync(written, manifest); // replaces the old one in one step
 
 clearInterval(progress);
 show("");

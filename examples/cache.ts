@@ -13,20 +13,25 @@ if (url === "--help" || url === "-h") {
   console.log(USAGE);
   Deno.exit();
 }
-if (!URL.canParse(url) || project.startsWith("-") || more.length > 0) {
+if (!URL.canParse(url) || /^-|^$/.test(project) || more.length > 0) {
   console.error(USAGE);
   Deno.exit(2);
 }
 
 // A bug gets a stack. What the system or Deno refuses gets a line.
 addEventListener("unhandledrejection", ({ reason }) => {
-  if (!("code" in reason || reason.name in Deno.errors)) return;
+  if (!reason?.code && !(reason?.name in Deno.errors)) return;
   console.error(reason.message);
   Deno.exit(1);
 });
 
 // An exit removes scratch. A signal without a listener does not.
-Deno.addSignalListener("SIGINT", () => Deno.exit(130));
+const codes = Deno.build.os === "windows"
+  ? { SIGINT: 130 }
+  : { SIGHUP: 129, SIGINT: 130, SIGTERM: 143 };
+for (const [signal, code] of Object.entries(codes)) {
+  Deno.addSignalListener(signal as Deno.Signal, () => Deno.exit(code));
+}
 
 await Deno.stat(project); // open() would create a missing one
 await using cog = await open(project);

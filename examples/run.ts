@@ -7,8 +7,9 @@
  * SECONDS or the lock cannot be taken, with 2 if it is called wrongly, and with
  * 126 or 127 if the command cannot run or does not exist.
  *
- * The command must not take the same lock itself. It does not inherit the lock,
- * as it does from `flock`: after a `kill -9` of this script it goes on without.
+ * It passes SIGHUP, SIGINT, SIGQUIT and SIGTERM on. If another signal ends it, such
+ * as SIGKILL, the command goes on without the lock: unlike one under `flock(1)`,
+ * it does not inherit that. The command must not take the same lock itself.
  */
 
 import { open } from "@cog/dotcog";
@@ -23,14 +24,14 @@ if (args[0] === "--help" || args[0] === "-h") {
 const isOption = args[0]?.startsWith("-") && args[0] !== "--";
 const [project, command, ...rest] = args[0] === "--" ? args.slice(1) : args;
 const isNumber = /^\d{1,6}(\.\d+)?$/.test(seconds ?? "0"); // up to 11 days
-if (isOption || !isNumber || !command) {
+if (isOption || !isNumber || !project || !command) {
   console.error(USAGE);
   Deno.exit(2);
 }
 
 // A bug gets a stack. What the system or Deno refuses gets a line.
 addEventListener("unhandledrejection", ({ reason }) => {
-  if (!("code" in reason || reason.name in Deno.errors)) return;
+  if (!reason?.code && !(reason?.name in Deno.errors)) return;
   console.error(reason.message);
   Deno.exit(1);
 });

@@ -13,14 +13,14 @@ if (project === "--help" || project === "-h") {
   Deno.exit();
 }
 const isNumber = /^\d{1,6}(\.\d+)?$/.test(seconds); // a timer's limit is 24 days
-if (project.startsWith("-") || !isNumber || more.length > 0) {
+if (/^-|^$/.test(project) || !isNumber || more.length > 0) {
   console.error(USAGE);
   Deno.exit(2);
 }
 
 // A bug gets a stack. What the system or Deno refuses gets a line.
 addEventListener("unhandledrejection", ({ reason }) => {
-  if (!("code" in reason || reason.name in Deno.errors)) return;
+  if (!reason?.code && !(reason?.name in Deno.errors)) return;
   console.error(reason.message);
   Deno.exit(1);
 });

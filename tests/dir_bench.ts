@@ -52,23 +52,6 @@ compare("a temporary directory, created and removed", "µs", 30, {
     }),
 });
 
-async function wipe(wipe: () => Promise<unknown>): Promise<number> {
-  await Deno.mkdir(staging);
-  for (let i = 0; i < 10_000; i++) {
-    Deno.writeTextFileSync(resolve(staging, `${i}`), "");
-  }
-  const start = performance.now();
-  await wipe();
-  return performance.now() - start;
-}
-compare("wiping a scratch of 10,000 files", "ms", 3, {
-  "bare: remove": () => wipe(() => Deno.remove(staging, recursive)),
-  "tempPath(), close()": async () => {
-    const cog = await open(dir.path);
-    return wipe(() => cog.tempPath("staging")).finally(() => cog.close());
-  },
-});
-
 /** The milliseconds that a Deno takes to run a module and end. */
 async function start(module: string): Promise<number> {
   const args = ["run", "--quiet", ...RESOLUTION, module];

@@ -562,13 +562,6 @@ const README = Deno.readTextFileSync(local("../README.md"));
 const SHELL = [...README.matchAll(/^```sh\r?\n(.*?)^```/gms)]
   .flatMap(([, block]) => block.trim().split(/\r?\n/));
 
-Deno.test("the README's tasks are there", () => {
-  const { tasks } = JSON.parse(Deno.readTextFileSync(local("../deno.json")));
-  const named = SHELL.filter((line) => line.startsWith("npx -y deno task "));
-  assertEquals(named.length, 2);
-  for (const line of named) assert(line.split(" ").at(-1)! in tasks, line);
-});
-
 Deno.test("the README's line for a shell waits for the lock, then copies", {
   ignore: !has("flock") || !has("timeout"),
 }, async () => {

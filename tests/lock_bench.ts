@@ -189,14 +189,3 @@ compare("wait of a 100 ms poller beside callers of one process", "ms", 15, {
   "two by turns that hold it 600 ms": () => beside(1, 2, 600, poll),
   "two by turns that hold it 1,000 ms": () => beside(1, 2, 1000, poll),
 });
-
-/** The microseconds of a free lock beside others that this thread holds. */
-async function besideHeld(held: number): Promise<number> {
-  using stack = new DisposableStack();
-  for (let i = 0; i < held; i++) stack.use(await lock(`${path}${i}`));
-  return await perCall(200, async () => (await lock(path))());
-}
-compare("acquire + release beside held locks", "µs", 15, {
-  "alone": () => besideHeld(0),
-  "beside 500": () => besideHeld(500),
-});

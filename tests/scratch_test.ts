@@ -262,6 +262,7 @@ Deno.test("tempPath() that fails tries again only if others may be the cause, an
   Deno.writeTextFileSync(file, "kept");
   for (
     const [call, name, Class, expected] of [
+      ["mkdirSync", undefined, Error, 1],
       ["renameSync", "staging", PermissionDenied, 1],
       ["renameSync", "x", AlreadyExists, 20], // as XFS says it
       ["openSync", "x", Error, 1], // as with too many open files
@@ -271,6 +272,7 @@ Deno.test("tempPath() that fails tries again only if others may be the cause, an
     if (call === "openSync") leftover(cog.root);
     let tries = 0;
     using _ = replace(Deno, call, (path: string | URL) => {
+      if (path === cog.root) return undefined as never; // which exists
       if (path === resolve(cog.root, "x")) throw new NotFound();
       if (!`${path}`.endsWith(".lock")) tries++;
       throw new Class("as it may be");
@@ -412,6 +414,11 @@ for (const left of ["a/staging", "a/.trash-UUID", ".scratch-UUID"]) {
     } catch (error) {
       console.log(error.code);
     }
+    const { remove } = Deno;
+    Deno.remove = async (path, options) => {
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      await remove(path, options);
+    };
     const scratch = await cog.tempPath("a/staging");
     console.log([...Deno.readDirSync(scratch)].length);
     if (scratch === args[1]) Deno.writeFileSync(scratch + "/fits", data);`;
@@ -702,6 +709,19 @@ for (
     [
       "at Deno.exit() in the middle of a wipe",
       `Deno.remove = () => Deno.exit(0); await cog.tempPath("staging");`,
+    ],
+    [
+      "at Deno.exit() after another handle took the name during the close",
+      `const { remove } = Deno;
+       let other;
+       Deno.remove = async (path, options) => {
+         await remove(path, options);
+         if (other || [...Deno.readDirSync(cog.root)].length > 3) return;
+         other = await open(args[0]);
+         await other.tempPath("staging");
+       };
+       await cog.close();
+       Deno.exit(0);`,
     ],
     [
       "at Deno.exit() after the close of a handle that had one of the same name",

@@ -22,7 +22,10 @@ export interface Result {
 export class Explorer implements Disposable {
   readonly #shared = new SharedArrayBuffer(32); // of all processes
   readonly #ports: Port[] = [];
-  readonly #root = Deno.makeTempDirSync({ dir: MEMORY_DISK });
+  readonly #root = Deno.makeTempDirSync({
+    dir: MEMORY_DISK,
+    prefix: "dotcog-",
+  });
   #played = 0;
 
   [Symbol.dispose](): void {
@@ -139,7 +142,9 @@ class Run {
       }
       if (enabled.length === 0) break;
       const goesOn = isReady(current);
-      const ways = goesOn && preemptions === 0 ? [current] : enabled;
+      const { preempted = current } = this.scenario;
+      const isSpared = preemptions === 0 || current !== preempted;
+      const ways = goesOn && isSpared ? [current] : enabled;
       const isKill = (way: number) => way === ways.length;
       mayKill &&= preemptions >= spared;
       const way = this.#choose(ways.length + (mayKill ? 1 : 0));
