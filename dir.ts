@@ -34,8 +34,8 @@ const SCRATCH = "create scratch";
 /** Options of {@linkcode Dir.tempPath}. */
 export interface TempPathOptions {
   /**
-   * The directory in `.cog/` that gets the scratch, by its name. By default, it
-   * is `.cog/` itself. It is created if missing.
+   * The name of the directory in `.cog/` that gets the scratch. The default is
+   * `.cog/` itself. A missing directory is created.
    *
    * A rename cannot move a file to another disk. So name the directory of the
    * final file if a mount or a symbolic link may put it on another disk.
@@ -290,16 +290,16 @@ export class Dir implements AsyncDisposable {
    * in `.cog/` and in the directory of its own scratch. Only a `tempPath` of
    * the same name deletes named scratch.
    *
-   * The process that owns nameless scratch locks a file beside it until it
-   * closes the handle or dies, and the sweep deletes only scratch whose file is
-   * free. On a network disk, the lock protects scratch of another host only if
-   * locks exclude other hosts. On a file system without locks, nameless scratch
-   * of a crash stays.
+   * A process locks a file beside its nameless scratch until it closes the
+   * handle or dies. The sweep deletes only scratch whose file is free. On a
+   * network disk, the lock protects scratch of another host only if locks
+   * exclude other hosts. On a file system without locks, nameless scratch of a
+   * crash stays.
    *
    * Closing repeats a deletion for up to 0.3 seconds if somebody still writes
    * into the directory. If the deletion fails, the rest stays, at its old name
-   * if possible. Finish your own writes first: one that is under way at the
-   * close or an exit may create the directory again, and nothing sweeps that.
+   * if possible. Finish your own writes first: a write under way at the close
+   * or an exit may create the directory again, and nothing sweeps the new one.
    * Deleting does not follow symbolic links, but enters a mount inside scratch.
    * It is not safe from somebody who swaps a parent for a symbolic link at that
    * moment.
@@ -386,8 +386,9 @@ export class Dir implements AsyncDisposable {
    *
    * Cleanups run in reverse order of registration, and the removal of each
    * scratch directory takes its turn among them. Each one starts after the one
-   * before has settled. All of them run even if some fail. They do not run at
-   * `Deno.exit()`, or at the end of a script that did not close the handle.
+   * before has settled. All of them run even if some fail. Functions registered
+   * here do not run at `Deno.exit()`, or at the end of a script that did not
+   * close the handle.
    *
    * Requires no permission.
    *
@@ -417,11 +418,12 @@ export class Dir implements AsyncDisposable {
    *
    * If this handle closes during the wait, the promise rejects at once. But a
    * wait without an `AbortSignal` goes on in the operating system: until the
-   * lock is free, it keeps the process alive, and takes one of the two places
-   * for paths that {@linkcode lock} has. The abandoned wait then holds the lock
-   * until the event loop turns. A synchronous call that needs the lock, such as
-   * `new Deno.Command("cog", { args: ["build"] }).outputSync()`, can hang after
-   * such a close. Use an `AbortSignal` if you may close while you wait.
+   * lock is free, it keeps the process alive, and counts as one of the two
+   * paths of {@linkcode lock} whose waiters the operating system wakes. The
+   * abandoned wait then holds the lock until the event loop turns. A
+   * synchronous call that needs the lock, such as `new Deno.Command("cog", {
+   * args: ["build"] }).outputSync()`, can hang after such a close. Use an
+   * `AbortSignal` if you may close while you wait.
    *
    * Requires `--allow-read` and `--allow-write` for the project, or for `.cog/`
    * if it exists, and for the target of a symbolic link.

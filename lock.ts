@@ -86,7 +86,8 @@ export interface Release extends Disposable {
  * busy. The lock is then held, but unused, until the loop turns. The operating
  * system wakes the waiters of at most two paths per thread at a time, and those
  * of other paths poll. Each path for which somebody waits keeps one file open.
- * An `AbortSignal` cannot interrupt a file system that hangs in a system call.
+ * An `AbortSignal` cannot interrupt a system call that hangs in the file
+ * system.
  *
  * A lock that is free is acquired without a turn of the event loop, so a loop
  * of short holds delays timers, those of `AbortSignal.timeout()` too.

@@ -22,7 +22,7 @@ interface Exiting {
 /** By their paths, of which each has one owner. */
 const exits = new Map<string, Exiting>();
 
-/** The last ones first: a lock file goes after the scratch that it protects. */
+/** In reverse order of registration: a lock file outlives its scratch. */
 function deleteAll(): void {
   for (const it of [...exits.values()].reverse()) it.deleteAtExit();
 }

@@ -1,7 +1,8 @@
 /**
  * Builds a project, one build at a time: stages its files in scratch, publishes
- * them as `.cog/dist`, and writes a manifest of them. It leaves out symbolic links,
- * and what is called `.git`, `coverage` or `node_modules`.
+ * them as `.cog/dist`, and writes a manifest of them. It leaves out symbolic
+ * links, pipes, sockets, and everything named `.cog`, `.git`, `coverage` or
+ * `node_modules`.
  *
  *     deno run --allow-read --allow-write examples/build.ts [PROJECT]
  */
@@ -23,7 +24,7 @@ if (/^-|^$/.test(project) || more.length > 0) {
   Deno.exit(2);
 }
 
-// A bug gets a stack. What the system or Deno refuses gets a line.
+// A bug gets a stack. A refusal by the system or Deno gets a line.
 addEventListener("unhandledrejection", ({ reason }) => {
   if (!reason?.code && !(reason?.name in Deno.errors)) return;
   console.error(reason.message);

@@ -18,7 +18,7 @@ if (!URL.canParse(url) || /^-|^$/.test(project) || more.length > 0) {
   Deno.exit(2);
 }
 
-// A bug gets a stack. What the system or Deno refuses gets a line.
+// A bug gets a stack. A refusal by the system or Deno gets a line.
 addEventListener("unhandledrejection", ({ reason }) => {
   if (!reason?.code && !(reason?.name in Deno.errors)) return;
   console.error(reason.message);

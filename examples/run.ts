@@ -7,9 +7,11 @@
  * SECONDS or the lock cannot be taken, with 2 if it is called wrongly, and with
  * 126 or 127 if the command cannot run or does not exist.
  *
- * It passes SIGHUP, SIGINT, SIGQUIT and SIGTERM on. If another signal ends it, such
- * as SIGKILL, the command goes on without the lock: unlike one under `flock(1)`,
- * it does not inherit that. The command must not take the same lock itself.
+ * It passes SIGHUP and SIGTERM on, and without a terminal SIGINT and SIGQUIT
+ * too. On Windows, it passes nothing on. If another signal, such as SIGKILL,
+ * ends the script, the command goes on without the lock: unlike a command under
+ * `flock(1)`, it does not inherit the lock. The command must not take the same
+ * lock itself.
  */
 
 import { open } from "@cog/dotcog";
@@ -29,7 +31,7 @@ if (isOption || !isNumber || !project || !command) {
   Deno.exit(2);
 }
 
-// A bug gets a stack. What the system or Deno refuses gets a line.
+// A bug gets a stack. A refusal by the system or Deno gets a line.
 addEventListener("unhandledrejection", ({ reason }) => {
   if (!reason?.code && !(reason?.name in Deno.errors)) return;
   console.error(reason.message);
@@ -53,7 +55,7 @@ try {
 }
 
 let child: Deno.ChildProcess;
-// These keep the script and its lock alive until the command ends.
+// The listeners keep the script, and so its lock, until the command ends.
 const signals: Deno.Signal[] = Deno.build.os === "windows"
   ? ["SIGINT"]
   : ["SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM"];
@@ -63,7 +65,7 @@ for (const signal of signals) {
     try {
       child.kill(signal);
     } catch {
-      // It has just ended.
+      // The command has just ended.
     }
   });
 }
@@ -79,9 +81,9 @@ const { code } = await child.status; // 128 + N after signal N
 Deno.exit(code);
 
 /**
- * Whether it comes from a key, such as Ctrl-C. The command gets it too then, and
- * a second one would cut its cleanup short. To send one without a key, use
- * SIGTERM.
+ * Whether the signal comes from a key, such as Ctrl-C. The terminal then sends
+ * it to the command too, and a second signal would cut the command's cleanup
+ * short. From another program, send SIGTERM instead.
  */
 function isKey(signal: Deno.Signal): boolean {
   if (Deno.build.os === "windows") return true;

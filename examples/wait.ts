@@ -18,7 +18,7 @@ if (/^-|^$/.test(project) || !isNumber || more.length > 0) {
   Deno.exit(2);
 }
 
-// A bug gets a stack. What the system or Deno refuses gets a line.
+// A bug gets a stack. A refusal by the system or Deno gets a line.
 addEventListener("unhandledrejection", ({ reason }) => {
   if (!reason?.code && !(reason?.name in Deno.errors)) return;
   console.error(reason.message);
@@ -36,7 +36,7 @@ try {
   });
 } catch (error) {
   if (error !== signal.reason) throw error;
-  console.error(`Gave up: another build took more than ${seconds} s`);
+  console.error(`Gave up: the lock was not free within ${seconds} s`);
   Deno.exit(1);
 }
 

@@ -337,7 +337,7 @@ Deno.test("wait and run give up", async () => {
   await using _holder = await held(dir.lock);
   const run = ["--wait", "0.2", dir.path, "true"];
   const calls: [string, Example, ...string[]][] = [
-    ["another build took more than 0.2 s", "wait", dir.path, "0.2"],
+    ["the lock was not free within 0.2 s", "wait", dir.path, "0.2"],
     ["the lock was not free within 0.2 s", "run", ...run],
   ];
   for (const [reason, ...call] of calls) {

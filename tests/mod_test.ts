@@ -42,7 +42,7 @@ Deno.test("importing mod.ts and open() leave node:process unloaded", async () =>
   assertEquals((await child.ended()).code, 0);
 });
 
-/** What a module imports, and what that imports, and so on. */
+/** The modules and all their imports, except the stand-ins. */
 async function graph(...args: string[]) {
   const { stdout } = await new Deno.Command(Deno.execPath(), {
     args: ["info", "--json", ...RESOLUTION, ...args],
@@ -69,7 +69,7 @@ Deno.test("mod.ts imports nothing from Node, and at most 30 modules in all", asy
 Deno.test("deno publish takes all that mod.ts imports, deno.json and the documents", async () => {
   using dir = scene();
   const root = local("..");
-  // Without their imports, so that it needs no JSR.
+  // The copied modules are empty, so that `deno publish` needs no JSR.
   const skip = [/[\\/](\.git|\.cog|coverage)$/];
   const options = { includeDirs: false, includeSymlinks: false, skip } as const;
   for await (const { path } of walk(root, options)) {

@@ -22,7 +22,7 @@ export interface Scenario {
   end?(directory: string): string | undefined;
   /** The directories of `.cog` in which scratch is created. */
   dirs?: string[];
-  /** The only process that may be preempted, if not all. */
+  /** The number of the only process to preempt. By default, all may be. */
   preempted?: number;
   /** How many preemptions a quick run tries. */
   most?: number;
@@ -80,7 +80,7 @@ const takeName = (isLate: boolean): Process => async ({ open }, at, port) => {
   await cog.close();
 };
 
-/** Sweeps, since no file system has so long a name. */
+/** Only sweeps: no file system can create scratch of so long a name. */
 const sweep: Process = async ({ open }, at) => {
   const cog = await open(at);
   await cog.tempPath("x".repeat(300)).catch(() => {});
@@ -124,7 +124,7 @@ const hold =
   };
 const polling = () => new AbortController().signal;
 
-/** Fails as documented if the directory of the lock file is gone. */
+/** Lets a process fail as documented if the directory is gone. */
 const unlessGone = (process: Process): Process => async (...args) => {
   try {
     await process(...args);

@@ -38,7 +38,7 @@ function step(label: string, state: State = State.Ready): void {
 const short = (path: string | URL) =>
   `${path}`.slice(port.play.directory.length + 1) || ".";
 
-/** Replaces a call by one that is a step. */
+/** Replaces a call with one that takes a step first. */
 function precede(
   object: object,
   name: string,

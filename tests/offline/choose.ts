@@ -14,7 +14,7 @@ import map from "./import_map.json" with { type: "json" };
 const std = Object.keys(map.imports).filter((name) => name.startsWith("@std/"));
 if (!Deno.env.get("REAL_STD")) {
   const { promise: isSilent, reject } = Promise.withResolvers();
-  setTimeout(reject, 10_000); // some networks swallow what they do not allow
+  setTimeout(reject, 10_000); // some networks drop a request instead of refusing it
   const imports = Promise.all(std.map((name) => import(name)));
   await Promise.race([imports, isSilent]).catch(() => {
     console.error(
@@ -23,4 +23,4 @@ if (!Deno.env.get("REAL_STD")) {
     console.log("--import-map=tests/offline/import_map.json");
   });
 }
-Deno.exit(); // whatever is still under way
+Deno.exit(); // even if imports are still under way

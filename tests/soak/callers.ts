@@ -8,17 +8,17 @@ import { type Dice, isOver, Journal, makeDice } from "./journal.ts";
 
 export const callers = new Journal("callers");
 
-/** One call, as the model sees it. */
+/** One call, and the outcomes that it may have. */
 class Caller {
   promise: Promise<Disposable | null> | undefined;
-  /** Why it may reject: errors, or a class of them. */
+  /** The errors, or classes of errors, with which the call may reject. */
   readonly reasons: unknown[] = [];
   /** Aborts the signal, or else closes the handle. */
   disturb = () => {};
 
   constructor(readonly name: string, readonly isWaiter: boolean) {}
 
-  /** Exact to the microtask: what comes before the promise settles counts. */
+  /** Exact to the microtask: a reason counts until the promise settles. */
   get isPending(): boolean {
     return !this.promise || Deno.inspect(this.promise).includes("<pending>");
   }
@@ -55,7 +55,7 @@ class Round {
       if (chance(0.15)) await null;
       if (chance(0.25)) await delay(below(8));
     }
-    for (const end of this.#ends) await end; // also of those who come meanwhile
+    for (const end of this.#ends) await end; // some are added meanwhile
     for (const cog of handles) await cog.close();
     (await lock(this.file))();
     await until(() => !HAS_PROC || !openFiles().join().includes(this.file));
@@ -105,7 +105,7 @@ class Round {
       if (first !== caller || reasons.length > 0) {
         callers.violated(caller.name, "another's turn", "a grant");
       }
-      if (isClosed) return; // which frees it
+      if (isClosed) return; // the close frees the lock
       await this.#hold(caller, dice);
       if (chance(0.5)) release[Symbol.dispose]();
       else await cog.close();
@@ -131,7 +131,7 @@ class Round {
     if (WINDOWS || chance(0.8)) return;
     callers.note(caller.name, "deletions");
     Deno.removeSync(this.file);
-    this.#ends.push(this.#intrude(dice)); // who is first at the new file
+    this.#ends.push(this.#intrude(dice)); // a stranger may lock the new file first
   }
 }
 

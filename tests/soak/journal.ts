@@ -16,7 +16,7 @@ export function makeDice(seed: number) {
 }
 export type Dice = ReturnType<typeof makeDice>;
 
-/** When the run ends, and the story of the first violation if that is earlier. */
+/** The time of the end, and a promise that a violation or Ctrl-C rejects. */
 export const run = { end: 0, failed: Promise.withResolvers<never>() };
 export const isOver = () => performance.now() >= run.end;
 

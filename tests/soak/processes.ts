@@ -7,7 +7,7 @@ import { type Dice, isOver, Journal, makeDice } from "./journal.ts";
 
 export const processes = new Journal("processes");
 export const peers = new Set<Peer>();
-/** The names of those that may have left the witness behind. */
+/** The names of killed processes, which may have left the witness behind. */
 const killed = new Set<string>();
 
 /** Waits with or without a signal. The witness is a link to the holder's name. */
@@ -52,7 +52,7 @@ const SCRIPT = `
   await Promise.all([loop(), loop()]);
 `;
 
-/** Waits, or polls. flock(1) does not look whether the file is still there. */
+/** Waits, or polls. flock(1) does not check that the file still exists. */
 const FLOCK = `
   trap "isOver=1" TERM
   while [ -z "$isOver" ]; do
@@ -77,7 +77,7 @@ async function listen(name: string, peer: Peer): Promise<never> {
   }
 }
 
-/** Lets one process work after the other, and stops and kills them. */
+/** Runs one process after another, and stops and kills each. */
 async function employ(post: string, dir: string, dice: Dice): Promise<void> {
   const { below, chance, fork } = dice;
   for (let turn = 1; !isOver(); turn++) {
