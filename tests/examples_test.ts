@@ -385,7 +385,7 @@ const HEARING = [
   for (const signal of ${JSON.stringify(Object.keys(SIGNALS))}) {
     Deno.addSignalListener(signal, () => console.log(signal));
   }
-  console.log(Deno.ppid);
+  console.log(String(Deno.ppid)); // a number has a color
   await Deno.stdin.read(new Uint8Array(1));
   Deno.exit(7);
 `,
@@ -437,6 +437,7 @@ for (const before of ["", "cat |"]) {
     const run = onTerminal(`trap "" INT QUIT; ${before}`, words);
     await run.shows("\r\n");
     const pid = parseInt(run.text);
+    assert(pid > 1, run.text); // 0 is these tests too
     for (const [key, signal] of [["\x03", "SIGINT"], ["\x1c", "SIGQUIT"]]) {
       Deno.kill(pid, "SIGSTOP"); // two signals at a time would count as one
       await run.type(key);
