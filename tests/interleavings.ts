@@ -28,7 +28,7 @@ let faults = 0;
 for (const it of name === undefined ? Object.keys(scenarios) : [name]) {
   const start = performance.now();
   const { schedules, steps, fault } = await explorer
-    .explore(it, Number(preemptions ?? scenarios[it].most ?? 2), schedule);
+    .explore(it, Number(preemptions ?? 2), schedule);
   const seconds = ((performance.now() - start) / 1000).toFixed(1);
   console.log(`${it}: ${schedules} schedules, ${steps} steps, ${seconds} s`);
   if (!fault) continue;
