@@ -85,7 +85,7 @@ export const NAME = ".cog";
 // deno-lint-ignore require-await -- so that errors reject, as the signature says
 export async function open(projectDir: string | URL): Promise<Dir> {
   const project = toPath(projectDir);
-  createRoot(project);
+  createRoot(joinName(project, NAME));
   return construct(readable(project));
 }
 
@@ -128,7 +128,7 @@ export async function openTemp(): Promise<Dir> {
   register(tree);
   cog.defer(() => tree.remove());
   try {
-    createRoot(project);
+    createRoot(cog.root);
     return cog;
   } catch (error) {
     await cog.close();
@@ -226,9 +226,7 @@ export class Dir implements AsyncDisposable {
    */
   // deno-lint-ignore require-await -- so that errors reject, as the signature says
   async path(name: string): Promise<string> {
-    const path = this.#resolve("create a directory", name);
-    createRoot(this.projectDir);
-    return createPath(path);
+    return this.#create(this.#resolve("create a directory", name));
   }
 
   /**
@@ -262,8 +260,7 @@ export class Dir implements AsyncDisposable {
   // deno-lint-ignore require-await -- so that errors reject, as the signature says
   async filePath(name: string): Promise<string> {
     const path = this.#resolveBelow("create the parent of a file", name);
-    createRoot(this.projectDir);
-    createPath(parentOf(path));
+    this.#create(parentOf(path));
     return path;
   }
 
@@ -351,7 +348,6 @@ export class Dir implements AsyncDisposable {
    * ```
    */
   async tempPath(target?: string | TempPathOptions): Promise<string> {
-    this.#assertOpen(SCRATCH);
     const created = typeof target === "string"
       ? this.#createNamed(target)
       : this.#createNameless(target?.dir ?? "");
@@ -364,14 +360,12 @@ export class Dir implements AsyncDisposable {
   #createNamed(name: string): Promise<Scratch> {
     const path = this.#resolveBelow(SCRATCH, name);
     refuseLinks(this.root, path);
-    createRoot(this.projectDir);
+    createRoot(this.root);
     return createNamed(this.root, path, this.#sweep(parentOf(path)));
   }
 
   #createNameless(dir: string): Promise<Scratch> {
-    const path = this.#resolve(SCRATCH, dir);
-    createRoot(this.projectDir);
-    createPath(path);
+    const path = this.#create(this.#resolve(SCRATCH, dir));
     return createNameless(path, this.#sweep(path));
   }
 
@@ -538,6 +532,12 @@ export class Dir implements AsyncDisposable {
     );
   }
 
+  /** Creates `.cog/` or a directory in it, unless it exists. */
+  #create(path: string): string {
+    createRoot(this.root);
+    return path === this.root ? path : createPath(path);
+  }
+
   #resolve(tried: string, name: string): string {
     this.#assertOpen(tried);
     const reason = objection(name, WINDOWS);
@@ -578,11 +578,10 @@ function readable(path: string): string {
   return quietly(() => Deno.realPathSync(path)) ?? path;
 }
 
-function createRoot(project: string): void {
-  const root = joinName(project, NAME);
+function createRoot(root: string): void {
   if (isDirectory(root)) return;
   try {
-    createDirectory(root, project);
+    createDirectory(root);
   } catch (error) {
     if (quietly(() => isDirectory(root))) return; // by now
     throw explain(`Cannot create ${root}`, error);
@@ -608,12 +607,12 @@ function isDirectory(path: string): boolean {
 }
 
 /** Asks for the parent only if it must: Deno may not be allowed to see it. */
-function createDirectory(path: string, parent: string): void {
+function createDirectory(path: string): void {
   try {
     Deno.mkdirSync(path);
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
-    ensureDirSync(parent);
+    ensureDirSync(parentOf(path));
     Deno.mkdirSync(path);
   }
 }

@@ -75,15 +75,15 @@ export class Scratch {
 
   /** Deletes it, unless another one has taken its place. */
   async remove(): Promise<void> {
-    using _handles = { [Symbol.dispose]: () => this.#close() };
-    if (registeredAt(this.path) !== this) return;
     try {
+      if (registeredAt(this.path) !== this) return;
       await this.#withdraw()?.delete();
       this.#lock?.delete();
     } catch (error) {
       throw explain(`Cannot remove ${this.path}`, error);
     } finally {
       unregister(this);
+      this.#close();
     }
   }
 

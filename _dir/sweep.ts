@@ -9,12 +9,11 @@ export async function sweep(directory: string): Promise<void> {
   // The asynchronous call takes four times as long, however many there are.
   const entries = quietly(() => [...Deno.readDirSync(directory)]) ?? [];
   for (const { name, isDirectory } of entries) {
-    const path = joinName(directory, name);
+    const at = (name: string) => joinName(directory, name);
     const scratchName = scratchNameOf(name);
     try {
-      if (isTrashName(name)) await sweepTrash(path, isDirectory);
-      if (scratchName === undefined) continue;
-      await sweepScratch(joinName(directory, scratchName), path);
+      if (isTrashName(name)) await sweepTrash(at(name), isDirectory);
+      if (scratchName) await sweepScratch(at(scratchName), at(name));
     } catch {
       // It may be somebody else's to delete. A later sweep tries again.
     }

@@ -24,7 +24,6 @@ export async function acquire(
   owner?: AbortSignal,
 ): Promise<Release> {
   signal?.throwIfAborted();
-  owner?.throwIfAborted();
   const mutex = mutexAt(toPath(path));
   const free = mutex.owesGap ? undefined : mutex.try(owner);
   const release = await (free ?? mutex.queue(onWait, signal, owner));
@@ -36,14 +35,13 @@ export async function tryAcquire(
   path: string | URL,
   owner?: AbortSignal,
 ): Promise<Release | null> {
-  owner?.throwIfAborted();
   const release = await mutexAt(toPath(path)).try(owner);
   return release ? unlessAborted(release, [owner]) : null;
 }
 
-/** Releases the lock if the owner has it. */
+/** Releases the lock on an absolute path if the owner has it. */
 export function releaseOf(owner: AbortSignal, path: string): void {
-  mutexes.get(toPath(path))?.releaseOf(owner);
+  mutexes.get(path)?.releaseOf(owner);
 }
 
 /** One call that waits for the lock. */
