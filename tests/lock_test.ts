@@ -23,6 +23,7 @@ import {
   Peer,
   POWERLESS,
   replace,
+  replaceOfFiles,
   scene,
   script,
   soon,
@@ -98,19 +99,6 @@ function fakeStat(
     const real = statSync(path);
     return { ...real, ...fake(real) };
   });
-}
-
-/** Replaces a method of open files, to the end of the block. */
-function replaceOfFiles<K extends "lock" | "tryLockSync">(
-  method: K,
-  by: (real: Deno.FsFile[K], file: Deno.FsFile) => ReturnType<Deno.FsFile[K]>,
-): Disposable {
-  const { prototype } = Deno.FsFile;
-  const real = prototype[method];
-  const replacement = function (this: Deno.FsFile) {
-    return by(real.bind(this) as Deno.FsFile[K], this);
-  };
-  return replace(prototype, method, replacement as Deno.FsFile[K]);
 }
 
 // The file
@@ -692,11 +680,7 @@ for (const sign of ["links of the deleted one", "birth time", "last write"]) {
       ...sign.startsWith("links") ? {} : { nlink: 1 },
       birthtime: new Date(sign === "birth time" ? real.size : 0),
     });
-    const { prototype } = Deno.FsFile;
-    const { statSync } = prototype;
-    using _open = replace(prototype, "statSync", function (this: Deno.FsFile) {
-      return alike(statSync.call(this));
-    });
+    using _open = replaceOfFiles("statSync", (statSync) => alike(statSync()));
     using _path = fakeStat(alike);
     const holder = theirs(dir.file);
     const { mtime } = holder.statSync();

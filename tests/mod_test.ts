@@ -9,6 +9,8 @@ import * as lock from "../lock.ts";
 import * as mod from "../mod.ts";
 import { local, Peer, RESOLUTION, scene, script } from "./support.ts";
 
+const MOD = import.meta.resolve("../mod.ts"); // no path: C: looks like a scheme
+
 Deno.test("mod.ts exports all of dir.ts and lock.ts", () => {
   assertEquals(
     Object.keys(mod).sort(),
@@ -25,12 +27,11 @@ Deno.test("importing mod.ts needs no permission, and keeps nothing alive", async
 
 Deno.test("importing mod.ts and open() leave node:process unloaded", async () => {
   using dir = scene();
-  const mod = import.meta.resolve("../mod.ts");
   const code = `
     Object.defineProperty(globalThis, "process", {
       get: () => { throw new Error("somebody reads globalThis.process"); },
     });
-    const { open } = await import("${mod}");
+    const { open } = await import("${MOD}");
     await using cog = await open(".");
     await cog.lock();
     await cog.tempPath("staging");
@@ -42,11 +43,10 @@ Deno.test("importing mod.ts and open() leave node:process unloaded", async () =>
   assertEquals((await child.ended()).code, 0);
 });
 
-/** The modules and all their imports, except the stand-ins. */
-async function graph(...args: string[]) {
-  const { stdout } = await new Deno.Command(Deno.execPath(), {
-    args: ["info", "--json", ...RESOLUTION, ...args],
-  }).output();
+/** The module and all its imports, except the stand-ins. */
+async function graph() {
+  const args = ["info", "--json", ...RESOLUTION, MOD];
+  const { stdout } = await new Deno.Command(Deno.execPath(), { args }).output();
   const info: {
     modules: { specifier: string; dependencies?: { specifier: string }[] }[];
   } = JSON.parse(new TextDecoder().decode(stdout));
@@ -54,10 +54,9 @@ async function graph(...args: string[]) {
   return info.modules
     .filter(({ specifier }) => !specifier.includes("/tests/offline/"));
 }
-const MOD = import.meta.resolve("../mod.ts"); // no path: C: looks like a scheme
 
 Deno.test("mod.ts imports nothing from Node, and at most 30 modules in all", async () => {
-  const modules = await graph(MOD);
+  const modules = await graph();
   assert(modules.length >= 3 && modules.length <= 30, `${modules.length}`);
   for (const { specifier, dependencies = [] } of modules) {
     for (const dependency of dependencies) {
@@ -85,7 +84,7 @@ Deno.test("deno publish takes all that mod.ts imports, deno.json and the documen
   }).output();
   const published = new TextDecoder().decode(stderr).match(/file:\S+/g)!
     .map((url) => relative(dir.path, fromFileUrl(url)));
-  const modules = (await graph(MOD))
+  const modules = (await graph())
     .filter(({ specifier }) => specifier.startsWith("file:"))
     .map(({ specifier }) => relative(root, fromFileUrl(specifier)));
   const documents = ["CHANGELOG.md", "LICENSE", "README.md"];

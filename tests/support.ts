@@ -247,14 +247,25 @@ export function replace<T, K extends keyof T>(
   return { [Symbol.dispose]: () => object[key] = original };
 }
 
+/** Replaces a method of open files, to the end of the block. */
+export function replaceOfFiles<K extends "lock" | "statSync" | "tryLockSync">(
+  method: K,
+  by: (real: Deno.FsFile[K], file: Deno.FsFile) => ReturnType<Deno.FsFile[K]>,
+): Disposable {
+  const { prototype } = Deno.FsFile;
+  const real = prototype[method];
+  const replacement = function (this: Deno.FsFile) {
+    return by(real.bind(this) as Deno.FsFile[K], this);
+  };
+  return replace(prototype, method, replacement as Deno.FsFile[K]);
+}
+
 /** Counts the waits that begin in the operating system, to the end of the block. */
 export function countWaits(): { count: number } & Disposable {
-  const { prototype } = Deno.FsFile;
-  const { lock } = prototype;
-  const count = function (this: Deno.FsFile) {
+  const counting = replaceOfFiles("lock", (lock) => {
     waits.count++;
-    return lock.call(this, true);
-  };
-  const waits = { count: 0, ...replace(prototype, "lock", count) };
+    return lock(true);
+  });
+  const waits = { count: 0, ...counting };
   return waits;
 }
