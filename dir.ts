@@ -49,9 +49,9 @@ export const NAME = ".cog";
 /**
  * Opens the `.cog/` of a project, and creates it if missing.
  *
- * Missing parents are created too. A new `.cog/` gets a `.gitignore` that hides
- * all of it from git. An existing one is left as it is. A symbolic link is
- * followed.
+ * Missing parents are created too, so a mistyped path creates a new project. A
+ * new `.cog/` gets a `.gitignore` that hides all of it from git. An existing
+ * one is left as it is. A symbolic link is followed.
  *
  * Requires `--allow-read` and `--allow-write` for the project, or for `.cog/`
  * if it exists, and for the target of a symbolic link.
@@ -276,8 +276,8 @@ export class Dir implements AsyncDisposable {
    * Otherwise the next `tempPath` of that name deletes your scratch, or your
    * close may move new scratch of that name away for a moment. On Windows, a
    * sweep may then delete the new scratch. Do not use the name `build`: `cog`
-   * commands remove it without the lock when they end, and `cog serve` also at
-   * Ctrl-C.
+   * commands remove that directory without the lock when they end, and `cog
+   * serve` also at Ctrl-C.
    *
    * Closing removes only the directory that was created here, never one that
    * somebody has since put in its place. A directory that was moved away stays,
@@ -348,6 +348,7 @@ export class Dir implements AsyncDisposable {
    * ```
    */
   async tempPath(target?: string | TempPathOptions): Promise<string> {
+    this.#assertOpen(SCRATCH);
     const created = typeof target === "string"
       ? this.#createNamed(target)
       : this.#createNameless(target?.dir ?? "");
@@ -532,10 +533,10 @@ export class Dir implements AsyncDisposable {
     );
   }
 
-  /** Creates `.cog/` or a directory in it, unless it exists. */
+  /** Creates a directory and `.cog/` above it, unless they exist. */
   #create(path: string): string {
     createRoot(this.root);
-    return path === this.root ? path : createPath(path);
+    return createPath(path); // of `.cog/` too: Deno then checks its permission
   }
 
   #resolve(tried: string, name: string): string {

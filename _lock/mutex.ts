@@ -24,6 +24,7 @@ export async function acquire(
   owner?: AbortSignal,
 ): Promise<Release> {
   signal?.throwIfAborted();
+  owner?.throwIfAborted();
   const mutex = mutexAt(toPath(path));
   const free = mutex.owesGap ? undefined : mutex.try(owner);
   const release = await (free ?? mutex.queue(onWait, signal, owner));
@@ -35,11 +36,12 @@ export async function tryAcquire(
   path: string | URL,
   owner?: AbortSignal,
 ): Promise<Release | null> {
+  owner?.throwIfAborted();
   const release = await mutexAt(toPath(path)).try(owner);
   return release ? unlessAborted(release, [owner]) : null;
 }
 
-/** Releases the lock on an absolute path if the owner has it. */
+/** Releases the owner's lock on the path, if any. The path must be absolute. */
 export function releaseOf(owner: AbortSignal, path: string): void {
   mutexes.get(path)?.releaseOf(owner);
 }
