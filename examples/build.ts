@@ -1,8 +1,8 @@
 /**
  * Builds a project, one build at a time: stages its files in scratch, publishes
  * them as `.cog/dist`, and writes a manifest of them. It leaves out symbolic
- * links, pipes, sockets, and everything named `.cog`, `.git`, `coverage` or
- * `node_modules`.
+ * links, pipes, sockets, empty directories, and everything named `.cog`,
+ * `.git`, `coverage` or `node_modules`.
  *
  *     deno run --allow-read --allow-write examples/build.ts [PROJECT]
  */
@@ -108,7 +108,7 @@ Deno.renameSync(dist, old);
 try {
   Deno.renameSync(staging, dist);
 } catch (error) {
-  Deno.renameSync(old, dist); // nothing is lost
+  Deno.renameSync(old, dist); // the old one stays published
   throw error;
 }
 Deno.renameSync(written, manifest); // replaces the old one in one step

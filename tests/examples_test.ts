@@ -6,6 +6,7 @@ import {
   exists,
   has,
   HAS_PROC,
+  HAS_STRACE,
   isFree,
   local,
   names,
@@ -235,6 +236,18 @@ Deno.test("build publishes a project, time after time", async () => {
   assertEquals(Deno.readTextFileSync(reader), "old");
 });
 
+Deno.test("build that fails to publish leaves the old one", {
+  ignore: !HAS_STRACE,
+}, async () => {
+  using dir = project();
+  await result("build", dir.path);
+  const third = "-e trace=/^rename -e inject=/^rename:error=EIO:when=3";
+  const strace = `strace -f -qq -o /dev/null ${third}`.split(" ");
+  const command = [...strace, ...commandLine("build", [dir.path])];
+  assert((await failure(1, command)).includes("dist"));
+  await assertBuilt(dir, "cog.yaml", "src/file");
+});
+
 Deno.test("build | true ends well", { ignore: WINDOWS }, async () => {
   using dir = project();
   const pipe = ["sh", "-c", '"$@" | true', "sh"];
@@ -385,7 +398,7 @@ const HEARING = [
   for (const signal of ${JSON.stringify(Object.keys(SIGNALS))}) {
     Deno.addSignalListener(signal, () => console.log(signal));
   }
-  console.log(String(Deno.ppid)); // a number has a color
+  console.log(String(Deno.ppid)); // a terminal shows numbers in color
   await Deno.stdin.read(new Uint8Array(1));
   Deno.exit(7);
 `,
@@ -437,7 +450,7 @@ for (const before of ["", "cat |"]) {
     const run = onTerminal(`trap "" INT QUIT; ${before}`, words);
     await run.shows("\r\n");
     const pid = parseInt(run.text);
-    assert(pid > 1, run.text); // 0 is these tests too
+    assert(pid > 1, run.text); // a signal to 0 reaches these tests
     for (const [key, signal] of [["\x03", "SIGINT"], ["\x1c", "SIGQUIT"]]) {
       Deno.kill(pid, "SIGSTOP"); // two signals at a time would count as one
       await run.type(key);

@@ -16,12 +16,9 @@ if (
   Deno.exit(2);
 }
 
-const schedule: Schedule | undefined = only === undefined ? undefined : new Map(
-  only.split(",").filter(Boolean).map((it) => {
-    const [choice, way] = it.split("=");
-    return [Number(choice), Number(way)];
-  }),
-);
+const choices = only?.split(",").filter(Boolean)
+  .map((it) => it.split("=").map(Number) as [number, number]);
+const schedule: Schedule | undefined = choices && new Map(choices);
 
 using explorer = new Explorer();
 let faults = 0;

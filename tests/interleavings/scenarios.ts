@@ -24,7 +24,7 @@ export interface Scenario {
   dirs?: string[];
   /** The number of the only process to preempt. By default, all may be. */
   preempted?: number;
-  /** How many preemptions a test run tries, if fewer than two. */
+  /** The most preemptions that a test run tries. By default, two. */
   most?: number;
 }
 
