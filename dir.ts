@@ -276,8 +276,8 @@ export class Dir implements AsyncDisposable {
    * Otherwise the next `tempPath` of that name deletes your scratch, or your
    * close may move new scratch of that name away for a moment. On Windows, a
    * sweep may then delete the new scratch. Do not use the name `build`: `cog`
-   * commands remove that directory without the lock when they end, and `cog
-   * serve` also at Ctrl-C.
+   * commands remove that directory without the lock when they end, and
+   * `cog serve` also at Ctrl-C.
    *
    * Closing removes only the directory that was created here, never one that
    * somebody has since put in its place. A directory that was moved away stays,
