@@ -1,35 +1,49 @@
 /**
  * Plays scenarios in all orders of the system calls of their processes.
  *
- *     deno task explore [SCENARIO [PREEMPTIONS [SCHEDULE]]]
+ *     deno task explore [NAME [PREEMPTIONS [SCHEDULE]]]
  */
 
-import { Explorer, type Schedule } from "./interleavings/explore.ts";
+import type { Result, Task } from "./interleavings/explorer.ts";
 import { scenarios } from "./interleavings/scenarios.ts";
 
-const [name, preemptions, only] = Deno.args;
-if (
-  name !== undefined && !(name in scenarios) || !/^\d$/.test(preemptions ?? "2")
-) {
-  console.error("usage: deno task explore [SCENARIO [PREEMPTIONS [SCHEDULE]]]");
-  console.error(`scenarios: ${Object.keys(scenarios).join(" ")}`);
-  Deno.exit(2);
+/** Explores scenarios, as many at once as the machine has cores. */
+export function explore(tasks: Task[]): Promise<Result>[] {
+  const results = tasks.map(() => Promise.withResolvers<Result>());
+  const left = tasks.entries(); // shared by the workers
+  const work = async () => {
+    const url = import.meta.resolve("./interleavings/explorer.ts");
+    const worker = new Worker(url, { type: "module" });
+    for (const [i, task] of left) {
+      worker.onmessage = ({ data }) => results[i].resolve(data);
+      worker.postMessage(task);
+      await results[i].promise;
+    }
+    worker.postMessage(undefined);
+  };
+  for (let i = 0; i < navigator.hardwareConcurrency; i++) work();
+  return results.map(({ promise }) => promise);
 }
 
-const choices = only?.split(",").filter(Boolean)
-  .map((it) => it.split("=").map(Number) as [number, number]);
-const schedule: Schedule | undefined = choices && new Map(choices);
-
-using explorer = new Explorer();
-let faults = 0;
-for (const it of name === undefined ? Object.keys(scenarios) : [name]) {
-  const start = performance.now();
-  const { schedules, steps, fault } = await explorer
-    .explore(it, Number(preemptions ?? 2), schedule);
-  const seconds = ((performance.now() - start) / 1000).toFixed(1);
-  console.log(`${it}: ${schedules} schedules, ${steps} steps, ${seconds} s`);
-  if (!fault) continue;
-  faults++;
-  console.error(fault);
+if (import.meta.main) {
+  const [name, preemptions = "2", choices] = Deno.args;
+  const names = Object.keys(scenarios);
+  if (![undefined, ...names].includes(name) || !/^\d$/.test(preemptions)) {
+    console.error("usage: deno task explore [NAME [PREEMPTIONS [SCHEDULE]]]");
+    console.error(`names: ${names.join(" ")}`);
+    Deno.exit(2);
+  }
+  const only = choices?.split(",").map(Number);
+  const tasks = (name === undefined ? names : [name])
+    .map((name) => ({ name, preemptions: Number(preemptions), only }));
+  let total = 0;
+  for (const [i, result] of explore(tasks).entries()) {
+    const { schedules, fault } = await result;
+    console.log(`${tasks[i].name}: ${schedules} schedules`);
+    total += schedules;
+    if (fault === undefined) continue;
+    Deno.exitCode = 1;
+    console.error(fault);
+  }
+  console.log(`all: ${total} schedules`);
 }
-Deno.exitCode = faults > 0 ? 1 : 0;

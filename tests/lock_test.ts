@@ -631,21 +631,6 @@ Deno.test("lock() of many files leaves the process's other file operations alone
 
 // The right file
 
-Deno.test("lock() whose file is replaced waits for the new file's holder too", async () => {
-  using dir = scene();
-  using holder = theirs(dir.file);
-  const waiter = await waiting(dir.file);
-  Deno.renameSync(dir.file, `${dir.file}.old`);
-  using second = theirs(dir.file);
-  holder.close();
-  await until(() => isFree(`${dir.file}.old`));
-  second.close();
-  const release = await soon(waiter.lock);
-  assertEquals(isFree(dir.file), false);
-  assertEquals(waiter.calls(), 1);
-  release();
-});
-
 Deno.test("lock() whose directory is deleted excludes its own process to the end, and those who wait hear of it", async () => {
   using dir = scene();
   const release = await lock(dir.file);

@@ -228,9 +228,6 @@ export function exists(path: string): boolean {
   }
 }
 
-/** A directory of a disk in memory, if there is one. */
-export const MEMORY_DISK = exists("/dev/shm") ? "/dev/shm" : undefined;
-
 /** The sorted names in a directory. */
 export function names(path: string): string[] {
   return [...Deno.readDirSync(path)].map(({ name }) => name).sort();

@@ -1,8 +1,8 @@
 /** What processes do at the same time, and what must hold then. */
 
+import { quietly } from "../../_error.ts";
 import type * as Library from "../../mod.ts";
-import { exists } from "../support.ts";
-import type { Port } from "./port.ts";
+import { type Port, State } from "./port.ts";
 
 /** A process, which plays one of the variants. */
 type Process = (
@@ -17,15 +17,11 @@ export interface Scenario {
   variants?: number;
   /** Whether one process may be killed, at any step. */
   kills?: boolean;
-  setup?(directory: string): void;
+  setup?(directory: string, variant: number): unknown;
   /** What is wrong at the end, if anything. */
   end?(directory: string): string | undefined;
   /** The directories of `.cog` in which scratch is created. */
   dirs?: string[];
-  /** The number of the only process to preempt. By default, all may be. */
-  preempted?: number;
-  /** The most preemptions that a test run tries. By default, two. */
-  most?: number;
 }
 
 type Target = string | Library.TempPathOptions;
@@ -34,14 +30,21 @@ type Target = string | Library.TempPathOptions;
 const own = (target: Target = {}): Process => async ({ open }, at, port) => {
   const cog = await open(at);
   const path = await cog.tempPath(target as string);
-  Deno.writeTextFileSync(`${path}/mine`, "");
-  port.check(exists(`${path}/mine`), "my file");
   const isNameless = typeof target !== "string"; // swept after a crash, if locked
-  port.check(exists(`${path}.lock`) === isNameless, "a lock file beside it");
-  Deno.lstatSync(path); // others get their turn
-  port.check(exists(`${path}/mine`), "my file, still");
+  port.check(port.sees(`${path}.lock`) === isNameless, "a lock file beside it");
+  Deno.writeTextFileSync(`${path}/mine`, "");
+  Deno.lstatSync(`${path}/mine`);
   await cog.close();
-  port.check(!exists(`${path}/mine`), "nothing");
+  port.check(!port.sees(path), "nothing");
+};
+
+/** Only sweeps: no file system can create scratch of so long a name. */
+const sweepIn = (cog: Library.Dir) =>
+  cog.tempPath("x".repeat(300)).catch(() => {});
+const sweep: Process = async ({ open }, at) => {
+  const cog = await open(at);
+  await sweepIn(cog);
+  await cog.close();
 };
 
 /** Takes the same scratch as others, against the advice, and closes. */
@@ -74,16 +77,11 @@ const takeName = (isLate: boolean): Process => async ({ open }, at, port) => {
     Deno.writeTextFileSync(mine, "");
   }
   port.say(2);
-  for (let i = 0; isLate && i < 3; i++) Deno.lstatSync(mine);
+  port.ask(State.AwaitsTimer, "yields");
+  if (isLate) Deno.lstatSync(mine);
+  else await sweepIn(cog);
   port.await(3);
   Deno.lstatSync(mine);
-  await cog.close();
-};
-
-/** Only sweeps: no file system can create scratch of so long a name. */
-const sweep: Process = async ({ open }, at) => {
-  const cog = await open(at);
-  await cog.tempPath("x".repeat(300)).catch(() => {});
   await cog.close();
 };
 
@@ -100,11 +98,11 @@ const build: Process = async ({ open }, at, port) => {
 };
 
 type After = (file: string) => void;
-const remain: After = () => {};
 const remove: After = (file) => Deno.removeSync(file);
-const moveDirectory: After = (file) => {
+const replaceDirectory: After = (file) => {
   const directory = file.slice(0, file.lastIndexOf("/"));
   Deno.renameSync(directory, `${directory}.old`);
+  Deno.mkdirSync(directory);
 };
 const replace: After = (file) => {
   Deno.writeTextFileSync(`${file}.new`, "");
@@ -113,33 +111,33 @@ const replace: After = (file) => {
 
 /** Holds the lock for a while, and does something to the file at the end. */
 const hold =
-  (after: After = remain, signal?: () => AbortSignal): Process =>
-  async ({ lock }, at, port) => {
-    const release = await lock(`${at}/x.lock`, { signal: signal?.() });
+  (how: "wait" | "poll" | "try", after?: After): Process =>
+  async ({ lock, tryLock }, at, port) => {
+    const path = `${at}/x.lock`;
+    const { signal } = new AbortController();
+    const release = how === "try"
+      ? await tryLock(path)
+      : await lock(path, how === "poll" ? { signal } : {});
+    if (!release) return;
     port.enter();
     Deno.lstatSync(at);
     port.leave();
-    after(`${at}/x.lock`);
+    after?.(path);
     release();
   };
-const polling = () => new AbortController().signal;
 
-/** Lets a process fail as documented if the directory is gone. */
-const unlessGone = (process: Process): Process => async (...args) => {
-  try {
-    await process(...args);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-  }
-};
+/** Waits, without a signal and with one. */
+const waitBothWays =
+  (mayFail = false): Process => (library, at, port, variant) =>
+    hold(variant === 1 ? "poll" : "wait")(library, at, port, 0)
+      .catch((error) => {
+        if (!mayFail || !(error instanceof Deno.errors.NotFound)) throw error;
+      });
 
-const tryToHold: Process = async ({ tryLock }, at, port) => {
-  const release = await tryLock(`${at}/x.lock`);
-  if (!release) return;
-  port.enter();
-  Deno.lstatSync(at);
-  port.leave();
-  release();
+/** Does something to the file after use, and tries to hold the lock again. */
+const holdAgain = (after: After): Process => async (...args) => {
+  await hold("wait", after)(...args);
+  await hold("try")(...args);
 };
 
 /** Gives up after some microtasks, or has the lock by then. */
@@ -170,80 +168,65 @@ const closeEarly =
     await scratch;
   };
 
+const containing = (name: string) => (at: string) =>
+  Deno.mkdirSync(`${at}/.cog/${name}/sub`, { recursive: true });
+const used = containing("staging");
+/** What a killed process leaves of scratch that it has moved away. */
+const trash = containing(".trash-00000000-0000-4000-8000-0000000000bb");
+
 /** What killed owners leave. */
 function litter(at: string): void {
-  const root = `${at}/.cog`;
-  const id = "00000000-0000-4000-8000-0000000000";
-  for (const name of [`.scratch-${id}aa`, `.trash-${id}bb`]) {
-    Deno.mkdirSync(`${root}/${name}/sub`, { recursive: true });
-  }
-  Deno.writeTextFileSync(`${root}/.scratch-${id}aa.lock`, "");
+  const name = ".scratch-00000000-0000-4000-8000-0000000000aa";
+  for (const setup of [trash, containing(name)]) setup(at);
+  Deno.writeTextFileSync(`${at}/.cog/${name}.lock`, "");
 }
 
-function used(at: string): void {
-  Deno.mkdirSync(`${at}/.cog/staging/sub`, { recursive: true });
-}
-
-const nothingAt = (name: string) => (at: string) =>
-  exists(`${at}/.cog/${name}`) ? `${name} is left` : undefined;
+const exists = (path: string) => quietly(() => Deno.lstatSync(path));
+const stays = (at: string) =>
+  exists(`${at}/.cog/staging`) ? "staging is left" : undefined;
 
 /**
  * Faults put into the library on purpose, and the scenarios that find them:
  *
  * - no look whether a locked file is current, in a try or in a wait: wait-deleted,
- *   wait-deleted-polling
+ *   wait-deleted-again, wait-replaced, wait-directory-replaced
  * - no such look at a new lock file of scratch: nameless, nameless-dir
- * - a sweep without the lock: nameless, nameless-three, nameless-litter
- * - a lock file that goes before its scratch: nameless, nameless-litter
+ * - a sweep without the lock: nameless, nameless-three, nameless-dir
+ * - a lock file that goes before its scratch: nameless, nameless-dir
  * - no look at the identity of named scratch before it is moved aside: name-lost
  * - none after, or no return of a stranger's: name-taken
  * - no retry of a race: builds, careless, parents
- * - a sweep of what another's close has moved away: name-taken-swept
+ * - a sweep of what another's close has moved away: name-taken
  */
 export const scenarios: Record<string, Scenario> = {
-  "nameless": { processes: [own(), own()], kills: true },
-  "nameless-three": { processes: [own(), own(), own()], most: 1 },
-  "nameless-litter": {
-    processes: [own(), own()],
-    setup: litter,
+  "nameless-three": { processes: Array(3).fill(own()) },
+  "close-nameless": {
+    processes: [closeEarly(), sweep],
+    setup: trash,
+    variants: 4,
+  },
+  "nameless": {
+    processes: Array(2).fill(own()),
+    setup: (at, variant) => variant === 1 && litter(at),
+    variants: 2,
     kills: true,
-    most: 1,
   },
   "nameless-dir": {
-    processes: [own({ dir: "a" }), own({ dir: "a" })],
+    processes: Array(2).fill(own({ dir: "a" })),
     dirs: ["", "a"],
     kills: true,
-    most: 1,
   },
-  "builds": { processes: [build, build], setup: used, kills: true },
-  "build-nameless": { processes: [build, own()], kills: true, most: 1 },
+  "builds": { processes: Array(2).fill(build), setup: used, kills: true },
+  "build-nameless": { processes: [build, own()], kills: true },
   "careless": {
-    processes: [careless, careless],
-    end: nothingAt("staging"),
+    processes: Array(2).fill(careless),
+    setup: (at, variant) => variant === 1 && used(at),
+    variants: 2,
+    end: stays,
   },
-  "careless-used": {
-    processes: [careless, careless],
-    setup: used,
-    end: nothingAt("staging"),
-    most: 1,
-  },
-  "name-lost": {
-    processes: [loseName(true), takeName(true)],
-    end: nothingAt("staging"),
-  },
-  "name-taken": {
-    processes: [loseName(false), takeName(false)],
-    end: nothingAt("staging"),
-  },
-  "name-taken-swept": {
-    processes: [loseName(false), takeName(false), sweep],
-    preempted: 0,
-  },
-  "parents": {
-    processes: [own("a/x"), own("a/y")],
-    dirs: ["", "a"],
-    most: 1,
-  },
+  "name-lost": { processes: [loseName(true), takeName(true)], end: stays },
+  "name-taken": { processes: [loseName(false), takeName(false)], end: stays },
+  "parents": { processes: [own("a/x"), own("a/y")], dirs: ["", "a"] },
   "new-project": {
     processes: [
       async ({ open }, at) => await (await open(at)).close(),
@@ -252,37 +235,30 @@ export const scenarios: Record<string, Scenario> = {
     ],
     end: (at) => exists(`${at}/.cog/a/b`) ? undefined : "a/b is missing",
   },
-  "wait": { processes: [hold(), hold(), tryToHold] },
-  "wait-polling": {
-    processes: [hold(), hold(remain, polling), tryToHold],
-    most: 1,
+  "wait": { processes: [...Array(2).fill(hold("wait")), hold("try")] },
+  "wait-polling": { processes: [hold("wait"), hold("poll"), hold("try")] },
+  "wait-deleted": { processes: Array(3).fill(hold("wait", remove)) },
+  "wait-deleted-again": {
+    processes: [holdAgain(remove), waitBothWays()],
+    variants: 2,
   },
-  "wait-deleted": { processes: [hold(remove), hold(remove)] },
-  "wait-deleted-polling": {
-    processes: [hold(remove), hold(remove, polling), tryToHold],
-    most: 1,
+  "wait-replaced": {
+    processes: [holdAgain(replace), waitBothWays()],
+    variants: 2,
   },
-  "wait-directory-moved": {
-    processes: [
-      hold(moveDirectory),
-      unlessGone(hold()),
-      unlessGone(hold(remain, polling)),
-    ],
-    most: 1,
+  "wait-directory-replaced": {
+    processes: [holdAgain(replaceDirectory), waitBothWays(true)],
+    variants: 2,
   },
-  "wait-replaced": { processes: [hold(replace), hold(), tryToHold], most: 1 },
   "wait-killed": {
-    processes: [hold(), hold(), hold(remain, polling)],
+    processes: [...Array(2).fill(hold("wait")), hold("poll")],
     kills: true,
-    most: 1,
   },
-  "give-up": { processes: [hold(), giveUp(true)], variants: 40, most: 1 },
-  "close-waiting": { processes: [build, giveUp(false)], variants: 40, most: 0 },
-  "close-nameless": { processes: [closeEarly(), own()], variants: 20, most: 0 },
+  "give-up": { processes: [hold("wait"), giveUp(true)], variants: 12 },
+  "close-waiting": { processes: Array(2).fill(giveUp(false)), variants: 10 },
   "close-named": {
-    processes: [closeEarly("staging")],
+    processes: [closeEarly("staging"), sweep],
     setup: used,
-    variants: 40,
-    end: nothingAt("staging"),
+    end: stays,
   },
 };

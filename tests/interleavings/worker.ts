@@ -5,6 +5,7 @@
  * a process.
  */
 
+import { quietly } from "../../_error.ts";
 import { clock } from "../../_lock/clock.ts";
 import * as library from "../../mod.ts";
 import { Port, State } from "./port.ts";
@@ -26,13 +27,12 @@ const openFiles = new Map<Deno.FsFile, string>();
 
 /** Waits for the turn to do what the label says. */
 function step(label: string, state: State = State.Ready): void {
-  if (!isPlaying) return;
-  if (!isKilled && !port.ask(state, label)) {
-    isKilled = true;
-    for (const file of openFiles.keys()) dispose.call(file);
-    openFiles.clear();
-  }
-  if (isKilled) throw new Killed("killed");
+  if (isKilled) throw new Killed();
+  if (!isPlaying || port.isLooking || port.ask(state, label)) return;
+  isKilled = true;
+  for (const file of openFiles.keys()) dispose.call(file);
+  openFiles.clear();
+  throw new Killed();
 }
 
 const short = (path: string | URL) =>
@@ -42,12 +42,13 @@ const short = (path: string | URL) =>
 function precede(
   object: object,
   name: string,
-  subject: (file: Deno.FsFile, path: string) => string | undefined,
+  subject: (file: Deno.FsFile, ...args: string[]) => string | undefined,
 ): void {
   const calls = object as Record<string, (...args: unknown[]) => unknown>;
   const call = calls[name];
   calls[name] = function (this: Deno.FsFile, ...args: unknown[]) {
-    step(`${name.replace("Sync", "")} ${subject(this, `${args[0]}`)}`);
+    const what = subject(this, ...args.map(String));
+    step(`${name.replace("Sync", "")} ${what}`);
     return call.apply(this, args);
   };
 }
@@ -57,6 +58,11 @@ function wrap(): void {
   for (const name of [...ofPaths, "writeTextFileSync"]) {
     precede(Deno, name, (_, path) => short(path));
   }
+  precede(
+    Deno,
+    "renameSync",
+    (_, from, to) => `${short(from)} to ${short(to)}`,
+  );
   for (const name of ["tryLockSync", "unlockSync", "statSync", "close"]) {
     precede(proto, name, (file) => openFiles.get(file));
   }
@@ -66,10 +72,6 @@ function wrap(): void {
     openFiles.set(file, short(path));
     return file;
   };
-  Deno.renameSync = (from, to) => {
-    step(`rename ${short(from)} to ${short(to)}`);
-    real.renameSync(from, to);
-  };
   Deno.readDirSync = (path) => {
     step(`list ${short(path)}`);
     const entries = [...real.readDirSync(path)];
@@ -77,19 +79,19 @@ function wrap(): void {
   };
   Deno.mkdirSync = (path, options) => mkdir(`${path}`, options?.recursive);
   Deno.removeSync = (path, options) => {
-    for (const one of deletion(`${path}`, options?.recursive)) deleteOne(one);
+    for (const _ of deletion(`${path}`, options?.recursive));
   };
   Deno.remove = async (path, options) => {
-    for (const one of deletion(`${path}`, options?.recursive)) {
-      await null; // what else the process does goes on meanwhile
-      deleteOne(one);
-    }
+    // What else the process does goes on meanwhile.
+    for (const _ of deletion(`${path}`, options?.recursive)) await null;
   };
   proto.lock = async function () {
-    do {
-      await null;
+    await null;
+    step(`lock ${openFiles.get(this)}`);
+    while (!tryLockSync.call(this, true)) {
       step(`wait for ${openFiles.get(this)}`, State.AwaitsLock);
-    } while (!tryLockSync.call(this, true));
+      await null;
+    }
   };
   const { close } = proto; // a step by now
   proto.close = function () {
@@ -106,12 +108,9 @@ function wrap(): void {
     queueMicrotask(async () => {
       await null;
       if (timer.end !== end) return;
-      now += ms;
-      try {
-        step(`pause ${Math.ceil(ms)} ms`, State.AwaitsTimer);
-      } catch {
-        // The pause of a killed process ends, and its next step fails.
-      }
+      now += Math.ceil(ms); // so that no sum depends on what was played before
+      // The pause of a killed process ends too, and its next step fails.
+      quietly(() => step(`pause ${Math.ceil(ms)} ms`, State.AwaitsTimer));
       timer.end();
     });
     return timer;
@@ -140,17 +139,14 @@ function mkdir(path: string, recursive?: boolean): void {
   }
 }
 
-/** What a deletion deletes, entry by entry. */
-function* deletion(path: string, recursive?: boolean): Generator<string> {
+/** Deletes entry by entry, and yields before each. */
+function* deletion(path: string, recursive?: boolean): Generator<void> {
   if (recursive && real.lstatSync(path).isDirectory) {
     for (const { name } of Deno.readDirSync(path)) {
       yield* deletion(`${path}/${name}`, true);
     }
   }
-  yield path;
-}
-
-function deleteOne(path: string): void {
+  yield;
   step(`delete ${short(path)}`);
   real.removeSync(path);
 }
@@ -170,19 +166,15 @@ self.onmessage = async ({ data }: MessageEvent) => {
     [isKilled, isPlaying, uuids] = [false, true, 0];
     now += 1_000_000; // the library has forgotten what it did before
     openFiles.clear();
-    try {
-      step("begin");
-      const { processes } = scenarios[scenario];
-      await processes[process](library, directory, port, variant);
-      for (let i = 0; i < 50; i++) await null;
-      isPlaying = false;
-      const left = [...openFiles.values()];
-      if (left.length > 0) throw new Error(`left open: ${left}`);
-      port.end();
-    } catch (error) {
-      isPlaying = false;
-      for (let i = 0; i < 50; i++) await null;
-      port.end(isKilled ? undefined : error as Error);
+    const { processes } = scenarios[scenario];
+    let error: Error | undefined;
+    await processes[process](library, directory, port, variant)
+      .catch((reason) => error = reason);
+    for (let i = 0; i < 50; i++) await null; // what it has left to do
+    isPlaying = false;
+    if (openFiles.size > 0) {
+      error ??= new Error(`open: ${[...openFiles.values()]}`);
     }
+    port.end(isKilled ? undefined : error);
   }
 };
