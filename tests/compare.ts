@@ -13,11 +13,7 @@ export function compare(
   contenders: Contenders,
 ): void {
   const samples = Object.entries(contenders)
-    .map(([contender, sample]) => ({
-      contender,
-      sample,
-      values: [] as number[],
-    }));
+    .map(([who, sample]) => ({ who, sample, values: [] as number[] }));
   Deno.bench({
     name,
     n: rounds,
@@ -30,11 +26,11 @@ export function compare(
     if (samples[0].values.length === 0) return; // filtered out
     console.log(`\n${name}: medians of ${samples[0].values.length}`);
     const first = median(samples[0].values);
-    for (const { contender, values } of samples) {
+    for (const { who, values } of samples) {
       const value = median(values);
       const digits = value < 100 ? 2 : 0;
       console.log(
-        `  ${contender.padEnd(46)}`,
+        `  ${who.padEnd(46)}`,
         `${value.toFixed(digits).padStart(8)} ${unit.padEnd(3)}`,
         `${(value / first).toFixed(2).padStart(8)} x`,
       );

@@ -575,14 +575,13 @@ Deno.test("close() of an openTemp() that holds the lock, with waiters behind it,
 
 Deno.test("Dir.lock(), Dir.tryLock() and tempPath() reject if their handle closes at once, and leave nothing", async () => {
   await using outer = await openTemp();
-  for (
-    const call of [
-      (cog: Dir) => cog.lock(),
-      (cog: Dir) => cog.tryLock(),
-      (cog: Dir) => cog.tempPath(),
-      (cog: Dir) => cog.tempPath("staging"),
-    ]
-  ) {
+  const calls: ((cog: Dir) => Promise<unknown>)[] = [
+    (cog) => cog.lock(),
+    (cog) => cog.tryLock(),
+    (cog) => cog.tempPath(),
+    (cog) => cog.tempPath("staging"),
+  ];
+  for (const call of calls) {
     Deno.writeTextFileSync(await outer.filePath("staging/file"), "");
     const cog = await open(outer.projectDir);
     const refused = assertRejects(() => call(cog), BadResource, "closed");

@@ -5,35 +5,47 @@
  */
 
 import type { Result, Task } from "./interleavings/explorer.ts";
+import { BYTES, Port } from "./interleavings/port.ts";
 import { scenarios } from "./interleavings/scenarios.ts";
 
 /** Explores scenarios, as many at once as the machine has cores. */
 export function explore(tasks: Task[]): Promise<Result>[] {
   const results = tasks.map(() => Promise.withResolvers<Result>());
-  const left = tasks.entries(); // shared by the workers
+  const left = tasks.entries(); // each goes to one explorer
   const work = async () => {
-    const url = import.meta.resolve("./interleavings/explorer.ts");
-    const worker = new Worker(url, { type: "module" });
+    const memory = new SharedArrayBuffer(4 * BYTES);
+    // Here, since a worker that another worker starts takes a second.
+    for (let i = 0; i < 3; i++) start("worker").postMessage([memory, i]);
+    const explorer = start("explorer");
     for (const [i, task] of left) {
-      worker.onmessage = ({ data }) => results[i].resolve(data);
-      worker.postMessage(task);
+      explorer.onmessage = ({ data }) => results[i].resolve(data);
+      explorer.postMessage([task, memory]);
       await results[i].promise;
     }
-    worker.postMessage(undefined);
+    explorer.postMessage([]);
+    for (let i = 0; i < 3; i++) new Port(memory, i).dismiss();
   };
   for (let i = 0; i < navigator.hardwareConcurrency; i++) work();
   return results.map(({ promise }) => promise);
 }
 
+function start(module: string): Worker {
+  const url = import.meta.resolve(`./interleavings/${module}.ts`);
+  return new Worker(url, { type: "module" });
+}
+
 if (import.meta.main) {
-  const [name, preemptions = "2", choices] = Deno.args;
+  const [name, preemptions = "2", schedule] = Deno.args;
   const names = Object.keys(scenarios);
-  if (![undefined, ...names].includes(name) || !/^\d$/.test(preemptions)) {
+  if (
+    ![undefined, ...names].includes(name) || !/^\d$/.test(preemptions) ||
+    !/^(\d+,)*\d+$/.test(schedule ?? "0")
+  ) {
     console.error("usage: deno task explore [NAME [PREEMPTIONS [SCHEDULE]]]");
-    console.error(`names: ${names.join(" ")}`);
+    console.error(`NAME of a scenario: ${names.join(" ")}`);
     Deno.exit(2);
   }
-  const only = choices?.split(",").map(Number);
+  const only = schedule?.split(",").map(Number);
   const tasks = (name === undefined ? names : [name])
     .map((name) => ({ name, preemptions: Number(preemptions), only }));
   let total = 0;

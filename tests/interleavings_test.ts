@@ -2,7 +2,7 @@ import { explore } from "./interleavings.ts";
 import { scenarios } from "./interleavings/scenarios.ts";
 import { WINDOWS } from "./support.ts";
 
-Deno.test("interleavings.ts finds no fault with two preemptions", {
+Deno.test("interleavings.ts finds no fault", {
   ignore: WINDOWS, // where an open file is not deleted at once
 }, async (test) => {
   const tasks = Object.keys(scenarios).map((name) => ({

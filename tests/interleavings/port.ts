@@ -1,4 +1,4 @@
-/** How a scheduler and the worker of one process take turns, without messages. */
+/** How an explorer and the worker of one process take turns, without messages. */
 
 import { quietly } from "../../_error.ts";
 
@@ -7,19 +7,20 @@ export enum State {
   Runs,
   New,
   Ready,
-  AwaitsLock,
-  AwaitsEvent,
+  AwaitsRelease,
   AwaitsTimer,
   Ended,
 }
 
-/** The answer to a process that must die. Other ones are numbers of steps. */
+/** The answer to a process that must die. Others are numbers of steps. */
 const DIE = -1;
+
+/** The bytes of the memory that all processes share, and of each one's own. */
+export const BYTES = 2 ** 20;
 
 /** What a worker plays. */
 export interface Play {
   scenario: string;
-  process: number;
   directory: string;
   variant: number;
 }
@@ -29,18 +30,20 @@ export class Port {
   readonly #bytes: Uint8Array;
   readonly shared: Int32Array;
   play!: Play;
-  /** Of the worker: its last steps. Of the scheduler: the next ones. */
+  /** In the worker: since its turn. In the explorer: not yet told. */
   #steps: string[] = [];
-  /** How many steps the worker may take. */
-  #allowed = 0;
+  #answer = 0;
   isLooking = false;
+  onKill = () => {};
 
-  constructor(
-    readonly buffers: { own: SharedArrayBuffer; shared: SharedArrayBuffer },
-  ) {
-    this.#ints = new Int32Array(buffers.own, 0, 3);
-    this.#bytes = new Uint8Array(buffers.own, 12);
-    this.shared = new Int32Array(buffers.shared);
+  constructor(memory: SharedArrayBuffer, readonly process: number) {
+    this.shared = new Int32Array(memory, 0, 8);
+    this.#ints = new Int32Array(memory, (process + 1) * BYTES, 3);
+    this.#bytes = new Uint8Array(
+      memory,
+      (process + 1) * BYTES + 12,
+      BYTES - 12,
+    );
   }
 
   // Of the worker
@@ -50,17 +53,22 @@ export class Port {
     this.play = this.#read();
   }
 
-  /** Says what comes next, and waits for the turn. False means to die. */
-  ask(state: State, label: string): boolean {
-    this.#steps.push(label);
-    if (state === State.Ready && --this.#allowed > 0) return true;
-    this.#stop(state);
-    this.#take();
-    return this.#allowed !== DIE;
+  /** Says what comes next, and waits if it must. Throws in a killed process. */
+  ask(state: State, label: string): void {
+    if (this.#answer !== DIE) {
+      this.#steps.push(label);
+      if (state === State.Ready && --this.#answer > 0) return;
+      this.#stop(state);
+      this.#take();
+      if (this.#answer !== DIE) return;
+      this.onKill();
+    }
+    throw new Error("killed");
   }
 
   end(error?: Error): void {
-    this.#steps.push(error ? `${error.stack ?? error}` : "");
+    const isFault = error && this.#answer !== DIE;
+    this.#steps.push(isFault ? `${error.stack ?? error}` : "");
     this.#stop(State.Ended);
   }
 
@@ -74,10 +82,10 @@ export class Port {
   #take(): void {
     // A notification may come late, when its answer was taken already.
     while (Atomics.load(this.#ints, 1) === 0) Atomics.wait(this.#ints, 1, 0);
-    this.#allowed = Atomics.exchange(this.#ints, 1, 0);
+    this.#answer = Atomics.exchange(this.#ints, 1, 0);
   }
 
-  /** Whether the path exists. To look is no step. */
+  /** Whether the path exists. A look is no step. */
   sees(path: string): boolean {
     this.isLooking = true;
     const found = quietly(() => Deno.lstatSync(path));
@@ -94,7 +102,7 @@ export class Port {
   enter(): void {
     const holder = this.shared[0];
     this.check(holder === 0, `no other holder than process ${holder - 1}`);
-    this.shared[0] = this.play.process + 1;
+    this.shared[0] = this.process + 1;
   }
 
   leave(): void {
@@ -103,18 +111,18 @@ export class Port {
 
   /** Tells the others that something has happened. */
   say(what: number): void {
+    this.ask(State.Ready, `say ${what}`);
     this.shared[what] = 1;
   }
 
   /** Waits until another has said it. */
   await(what: number): void {
     while (this.shared[what] === 0) {
-      const goesOn = this.ask(State.AwaitsEvent, `waits for event ${what}`);
-      this.check(goesOn, "a process that may go on");
+      this.ask(State.AwaitsRelease, `waits for ${what}`);
     }
   }
 
-  // Of the scheduler
+  // Of the explorer
 
   get state(): State {
     return this.#steps.length > 1 ? State.Ready : Atomics.load(this.#ints, 0);
@@ -139,7 +147,7 @@ export class Port {
 
   /**
    * Lets the process take its step, and waits until it stands before the next one.
-   * It takes so many at once as long as it need not wait.
+   * The process takes up to `steps` unless it must wait.
    */
   go(steps: number): void {
     this.#steps.shift();
@@ -147,16 +155,17 @@ export class Port {
     Atomics.store(this.#ints, 0, State.Runs);
     this.#put(1, steps);
     while (this.state === State.Runs) {
-      const end = Atomics.wait(this.#ints, 0, State.Runs, 10_000);
-      if (end === "timed-out") throw new Error("a step takes ten seconds");
+      const end = Atomics.wait(this.#ints, 0, State.Runs, 60_000);
+      if (end === "timed-out") throw new Error("it runs for a minute");
     }
     this.#steps = this.#read();
   }
 
   kill(): void {
+    this.#steps = [];
     if (this.state === State.New) Atomics.store(this.#ints, 0, State.Ended);
     if (this.state !== State.Ended) this.go(DIE);
-    if (this.shared[0] === this.play.process + 1) this.leave();
+    if (this.shared[0] === this.process + 1) this.leave();
   }
 
   #put(index: number, value: number): void {

@@ -1,13 +1,12 @@
 /**
  * One process of a scenario, played by a worker. Each call that reaches the file
- * system or a lock is a step, before which the worker waits for its turn. `flock`
+ * system or a lock is a step, for which the worker asks first. `flock`
  * excludes open files from each other, so that of a worker is as good as that of
  * a process.
  */
 
 import { quietly } from "../../_error.ts";
 import { clock } from "../../_lock/clock.ts";
-import * as library from "../../mod.ts";
 import { Port, State } from "./port.ts";
 import { scenarios } from "./scenarios.ts";
 
@@ -16,23 +15,14 @@ const proto = Deno.FsFile.prototype;
 const { tryLockSync } = proto;
 const dispose = proto[Symbol.dispose];
 
-class Killed extends Error {}
-
 let port: Port;
-let isKilled = false;
 let isPlaying = false;
 let now = 0;
-let uuids = 0;
 const openFiles = new Map<Deno.FsFile, string>();
 
-/** Waits for the turn to do what the label says. */
+/** Asks for permission to do what the label says. */
 function step(label: string, state: State = State.Ready): void {
-  if (isKilled) throw new Killed();
-  if (!isPlaying || port.isLooking || port.ask(state, label)) return;
-  isKilled = true;
-  for (const file of openFiles.keys()) dispose.call(file);
-  openFiles.clear();
-  throw new Killed();
+  if (isPlaying && !port.isLooking) port.ask(state, label);
 }
 
 const short = (path: string | URL) =>
@@ -82,14 +72,14 @@ function wrap(): void {
     for (const _ of deletion(`${path}`, options?.recursive));
   };
   Deno.remove = async (path, options) => {
-    // What else the process does goes on meanwhile.
+    // The process does other things meanwhile.
     for (const _ of deletion(`${path}`, options?.recursive)) await null;
   };
   proto.lock = async function () {
     await null;
     step(`lock ${openFiles.get(this)}`);
     while (!tryLockSync.call(this, true)) {
-      step(`wait for ${openFiles.get(this)}`, State.AwaitsLock);
+      step(`wait for ${openFiles.get(this)}`, State.AwaitsRelease);
       await null;
     }
   };
@@ -108,7 +98,7 @@ function wrap(): void {
     queueMicrotask(async () => {
       await null;
       if (timer.end !== end) return;
-      now += Math.ceil(ms); // so that no sum depends on what was played before
+      now += Math.ceil(ms); // a sum of fractions would depend on earlier plays
       // The pause of a killed process ends too, and its next step fails.
       quietly(() => step(`pause ${Math.ceil(ms)} ms`, State.AwaitsTimer));
       timer.end();
@@ -120,7 +110,7 @@ function wrap(): void {
   };
   Math.random = () => 0.5;
   crypto.randomUUID = () => {
-    const last = `${port.play.process}${(uuids++).toString().padStart(4, "0")}`;
+    const last = `${port.shared[7]++}`; // whose they are gives them no order
     return `00000000-0000-4000-8000-${last.padStart(12, "0")}`;
   };
 }
@@ -151,30 +141,32 @@ function* deletion(path: string, recursive?: boolean): Generator<void> {
   real.removeSync(path);
 }
 
-/** What a worker has, and the main program has not. */
-const self = globalThis as unknown as Worker & { close(): void };
-
 /** Plays one process of one schedule after the other. */
-self.onmessage = async ({ data }: MessageEvent) => {
-  port = new Port(data);
+addEventListener("message", async (event) => {
+  const [memory, process] = (event as MessageEvent).data;
+  port = new Port(memory, process);
+  port.onKill = () => {
+    for (const file of openFiles.keys()) dispose.call(file);
+    openFiles.clear();
+  };
   wrap();
-  self.postMessage("ready");
+  const library = await import("../../mod.ts"); // which finds all wrapped
   for (;;) {
     port.awaitPlay();
-    if (port.play.scenario === "") return self.close();
-    const { scenario, process, directory, variant } = port.play;
-    [isKilled, isPlaying, uuids] = [false, true, 0];
+    if (port.play.scenario === "") return close();
+    const { scenario, directory, variant } = port.play;
+    isPlaying = true;
     now += 1_000_000; // the library has forgotten what it did before
     openFiles.clear();
     const { processes } = scenarios[scenario];
     let error: Error | undefined;
     await processes[process](library, directory, port, variant)
       .catch((reason) => error = reason);
-    for (let i = 0; i < 50; i++) await null; // what it has left to do
+    for (let i = 0; i < 50; i++) await null; // it may have more to do
     isPlaying = false;
     if (openFiles.size > 0) {
-      error ??= new Error(`open: ${[...openFiles.values()]}`);
+      error ??= new Error(`not closed: ${[...openFiles.values()]}`);
     }
-    port.end(isKilled ? undefined : error);
+    port.end(error);
   }
-};
+});
