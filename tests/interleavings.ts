@@ -11,10 +11,10 @@ import { scenarios } from "./interleavings/scenarios.ts";
 /** Explores scenarios, as many at once as the machine has cores. */
 export function explore(tasks: Task[]): Promise<Result>[] {
   const results = tasks.map(() => Promise.withResolvers<Result>());
-  const left = tasks.entries(); // each goes to one explorer
+  const left = tasks.entries(); // each task goes to one explorer
   const work = async () => {
     const memory = new SharedArrayBuffer(4 * BYTES);
-    // Here, since a worker that another worker starts takes a second.
+    // A worker that another worker starts would take a second.
     for (let i = 0; i < 3; i++) start("worker").postMessage([memory, i]);
     const explorer = start("explorer");
     for (const [i, task] of left) {
@@ -25,7 +25,7 @@ export function explore(tasks: Task[]): Promise<Result>[] {
     explorer.postMessage([]);
     for (let i = 0; i < 3; i++) new Port(memory, i).dismiss();
   };
-  for (let i = 0; i < navigator.hardwareConcurrency; i++) work();
+  for (const _ of tasks.slice(0, navigator.hardwareConcurrency)) work();
   return results.map(({ promise }) => promise);
 }
 

@@ -1,6 +1,6 @@
 /**
  * A worker that plays the schedules of scenarios. It imports nothing that starts a
- * program: until the program is loaded, it holds all open files and their locks.
+ * program: a program holds all open files and their locks until it is loaded.
  */
 
 import { quietly } from "../../_error.ts";
@@ -74,14 +74,21 @@ class Run {
     const directory = `${parent}/project`;
     Deno.mkdirSync(directory, { recursive: true });
     this.ports[0].shared.fill(0);
-    let fault = this.#interleave(directory);
+    let fault: string | undefined;
+    try {
+      fault = this.#interleave(directory);
+    } catch (error) {
+      fault = `${(error as Error).stack}`;
+    }
     for (const port of this.ports) port.kill(); // others may not have ended
     fault ??= this.#scenario.end?.(directory) ??
       await this.#leftovers(directory);
     Deno.removeSync(parent, { recursive: true });
     if (fault === undefined) return undefined;
     const { name, preemptions } = this.task;
-    const replay = `deno task explore ${name} ${preemptions} ${this.choices}`;
+    const replay = `deno task explore ${name} ${preemptions} ${
+      this.choices.join() || 0
+    }`;
     return [...this.#story, "", fault, "", replay].join("\n");
   }
 
@@ -90,7 +97,7 @@ class Run {
     let { preemptions } = this.task;
     let { kills = false } = this.#scenario;
     let current = 0;
-    // A lock's waiter wakes after a release, others after a step.
+    // Waits for a lock or an event end after a release, others after a step.
     let steps = 0;
     let releases = 0;
     const seen: number[] = [];
@@ -114,9 +121,9 @@ class Run {
       const goesOn = is(current, State.Ready);
       const hasJustBegun = this.#story.at(-1) === `${current}  begin`;
       if (goesOn && (preemptions === 0 || hasJustBegun)) ways = [current];
-      // A death frees locks. Who does not ask for one does not notice.
+      // A death frees locks. Only a process that asks for one notices.
       const asks = (i: number) =>
-        /^(tryL|l)ock|^wait/.test(this.ports[i].label);
+        /^(tryLock|lock|wait for) /.test(this.ports[i].label);
       const victims = all.filter((i) =>
         kills && preemptions > 0 && !is(i, State.New) && !is(i, State.Ended) &&
         (i === ways[0] || ways.some((other) => other !== i && asks(other)))
@@ -140,13 +147,13 @@ class Run {
       if (is(current, State.Ended) && port.label) {
         return `${current}  ${port.label}`;
       }
-      if (this.#story.length > MANY) return "it does not end";
+      if (this.#story.length > MANY) return `${current} does not end`;
     }
     const stuck = this.ports.find(({ state }) => state !== State.Ended);
-    return stuck && `${stuck.process} waits for ever: ${stuck.label}`;
+    return stuck && `${stuck.process} never goes on: ${stuck.label}`;
   }
 
-  /** What is left, although somebody has used the directory after a kill. */
+  /** Tells what is left, after a kill only once a sweep has run. */
   async #leftovers(directory: string): Promise<string | undefined> {
     const { dirs = [""] } = this.#scenario;
     if (this.#story.some((line) => line.includes(KILLED))) {
@@ -159,7 +166,7 @@ class Run {
       .map(({ name }) => name).filter((name) =>
         /^\.(scratch|trash)-/.test(name)
       );
-    return left.length > 0 ? `left: ${left}` : undefined;
+    return left.length > 0 ? `scratch is left: ${left}` : undefined;
   }
 
   /** The number of steps until a choice takes another way than the first. */
@@ -171,7 +178,7 @@ class Run {
 
   #choose(count: number): number {
     const way = this.choices[this.#ways.length] ?? 0;
-    if (way >= count) throw new Error("the schedule does not fit");
+    if (way >= count) throw new Error("the schedule does not fit the scenario");
     this.#ways.push(count);
     return way;
   }
@@ -180,13 +187,7 @@ class Run {
 /** What a worker has, and the main program has not. */
 const self = globalThis as unknown as Worker & { close(): void };
 self.onmessage = async ({ data: [task, memory] }: MessageEvent) => {
-  if (task) {
-    const failed = (error: Error) => ({
-      schedules: 0,
-      fault: `${error.stack}`,
-    });
-    return self.postMessage(await explore(task, memory).catch(failed));
-  }
+  if (task) return self.postMessage(await explore(task, memory));
   Deno.removeSync(root, { recursive: true });
   self.close();
 };

@@ -15,7 +15,7 @@ export enum State {
 /** The answer to a process that must die. Others are numbers of steps. */
 const DIE = -1;
 
-/** The bytes of the memory that all processes share, and of each one's own. */
+/** The size of the shared memory, and of each process's own. */
 export const BYTES = 2 ** 20;
 
 /** What a worker plays. */
@@ -30,7 +30,7 @@ export class Port {
   readonly #bytes: Uint8Array;
   readonly shared: Int32Array;
   play!: Play;
-  /** In the worker: since its turn. In the explorer: not yet told. */
+  /** The worker's since its turn, or those that the explorer has not told. */
   #steps: string[] = [];
   #answer = 0;
   isLooking = false;
@@ -139,7 +139,7 @@ export class Port {
     Atomics.store(this.#ints, 0, State.New);
   }
 
-  /** Ends the worker. */
+  /** Ends a worker that awaits a play. */
   dismiss(): void {
     this.#write({ scenario: "" });
     this.#put(1, 1);
@@ -147,7 +147,7 @@ export class Port {
 
   /**
    * Lets the process take its step, and waits until it stands before the next one.
-   * The process takes up to `steps` unless it must wait.
+   * It takes `steps` of them, or fewer if it must wait.
    */
   go(steps: number): void {
     this.#steps.shift();
@@ -156,7 +156,7 @@ export class Port {
     this.#put(1, steps);
     while (this.state === State.Runs) {
       const end = Atomics.wait(this.#ints, 0, State.Runs, 60_000);
-      if (end === "timed-out") throw new Error("it runs for a minute");
+      if (end === "timed-out") throw new Error("no step for a minute");
     }
     this.#steps = this.#read();
   }

@@ -15,7 +15,7 @@ type Process = (
 export interface Scenario {
   processes: Process[];
   variants?: number;
-  /** Whether one process may be killed, at any step. */
+  /** Whether one process may be killed. */
   kills?: boolean;
   setup?(directory: string, variant: number): unknown;
   /** What is wrong at the end, if anything. */
@@ -33,7 +33,7 @@ const own = (target: Target = {}): Process => async ({ open }, at, port) => {
   const isNameless = typeof target !== "string"; // swept after a crash, if locked
   port.check(
     port.sees(`${path}.lock`) === isNameless,
-    "a lock file if nameless",
+    "a lock file only if nameless",
   );
   Deno.writeTextFileSync(`${path}/mine`, "");
   Deno.lstatSync(`${path}/mine`);
@@ -41,7 +41,7 @@ const own = (target: Target = {}): Process => async ({ open }, at, port) => {
   port.check(!port.sees(path), "no scratch");
 };
 
-/** Sweeps: no file system can create scratch of so long a name. */
+/** Only sweeps: a name so long is refused everywhere. */
 const sweepIn = (cog: Library.Dir) =>
   cog.tempPath("x".repeat(300)).catch(() => {});
 const sweep: Process = async ({ open }, at) => {
@@ -177,10 +177,10 @@ const used = creating("staging");
 /** Scratch that a process had moved aside when it was killed. */
 const trash = creating(".trash-00000000-0000-4000-8000-0000000000bb");
 
-/** What killed owners leave. */
+/** Scratch whose owner was killed. */
 function litter(at: string): void {
   const name = ".scratch-00000000-0000-4000-8000-0000000000aa";
-  for (const setup of [trash, creating(name)]) setup(at);
+  creating(name)(at);
   Deno.writeTextFileSync(`${at}/.cog/${name}.lock`, "");
 }
 

@@ -1,8 +1,7 @@
 /**
  * One process of a scenario, played by a worker. Each call that reaches the file
- * system or a lock is a step, for which the worker asks first. `flock`
- * excludes open files from each other, so that of a worker is as good as that of
- * a process.
+ * system or a lock is a step: the worker asks first. `flock` excludes open files
+ * from each other, so a worker's is as good as a process's.
  */
 
 import { quietly } from "../../_error.ts";
@@ -75,10 +74,10 @@ function wrap(): void {
     // The process does other things meanwhile.
     for (const _ of deletion(`${path}`, options?.recursive)) await null;
   };
-  proto.lock = async function () {
+  proto.lock = async function (exclusive) {
     await null;
     step(`lock ${openFiles.get(this)}`);
-    while (!tryLockSync.call(this, true)) {
+    while (!tryLockSync.call(this, exclusive)) {
       step(`wait for ${openFiles.get(this)}`, State.AwaitsRelease);
       await null;
     }
@@ -110,7 +109,7 @@ function wrap(): void {
   };
   Math.random = () => 0.5;
   crypto.randomUUID = () => {
-    const last = `${port.shared[7]++}`; // whose they are gives them no order
+    const last = `${port.shared[7]++}`; // their order is that of their age
     return `00000000-0000-4000-8000-${last.padStart(12, "0")}`;
   };
 }
@@ -150,7 +149,7 @@ addEventListener("message", async (event) => {
     openFiles.clear();
   };
   wrap();
-  const library = await import("../../mod.ts"); // which finds all wrapped
+  const library = await import("../../mod.ts"); // it sees the wrapped calls
   for (;;) {
     port.awaitPlay();
     if (port.play.scenario === "") return close();
