@@ -12,10 +12,7 @@ import { scenarios } from "./interleavings/scenarios.ts";
 export function explore(tasks: Task[]): Promise<Result>[] {
   const results = tasks.map(() => Promise.withResolvers<Result>());
   const left = tasks.entries(); // each task goes to one explorer
-  const work = async () => {
-    const memory = new SharedArrayBuffer(4 * BYTES);
-    // A worker that another worker starts would take a second.
-    for (let i = 0; i < 3; i++) start("worker").postMessage([memory, i]);
+  const work = async (memory: SharedArrayBuffer, ports: Port[]) => {
     const explorer = start("explorer");
     for (const [i, task] of left) {
       explorer.onmessage = ({ data }) => results[i].resolve(data);
@@ -23,9 +20,19 @@ export function explore(tasks: Task[]): Promise<Result>[] {
       await results[i].promise;
     }
     explorer.postMessage([]);
-    for (let i = 0; i < 3; i++) new Port(memory, i).dismiss();
+    for (const port of ports) port.dismiss();
   };
-  for (const _ of tasks.slice(0, navigator.hardwareConcurrency)) work();
+  for (const _ of tasks.slice(0, navigator.hardwareConcurrency)) {
+    const memory = new SharedArrayBuffer(4 * BYTES);
+    const ports = [0, 1, 2].map((process) => new Port(memory, process));
+    // A worker that another worker starts would take a second. The first one
+    // checks the types for all.
+    for (const port of ports) {
+      start("worker").postMessage([memory, port.process]);
+      port.awaitStop();
+    }
+    work(memory, ports);
+  }
   return results.map(({ promise }) => promise);
 }
 

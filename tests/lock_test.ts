@@ -957,12 +957,8 @@ function withoutLocks(dir: string, error: string, times: string): string[] {
     .concat("-e", `inject=flock:error=${error}:when=${times}`);
 }
 
-for (
-  const [error, how] of [
-    ["EOPNOTSUPP", "Error ENOTSUP"],
-    ["EINVAL", "TypeError EINVAL"],
-  ]
-) {
+const CODES = [["EOPNOTSUPP", "Error ENOTSUP"], ["EINVAL", "TypeError EINVAL"]];
+for (const [error, how] of CODES) {
   Deno.test(`lock() tells missing locks, by ${error}`, STRACE, async () => {
     using dir = scene();
     const then = `${TELL} console.log(Deno.pid); await heard();`;

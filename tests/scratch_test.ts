@@ -419,9 +419,8 @@ for (const left of ["a/staging", "a/.trash-UUID", ".scratch-UUID"]) {
     const scratch = await cog.tempPath("a/staging");
     console.log([...Deno.readDirSync(scratch)].length);
     if (scratch === args[1]) Deno.writeFileSync(scratch + "/fits", data);`;
-    for (
-      const [disk, size] of [["size=1m", "65536"], ["nr_inodes=40", "0"]]
-    ) {
+    const disks = [["size=1m", "65536"], ["nr_inodes=40", "0"]];
+    for (const [disk, size] of disks) {
       const args = [dir.path, full, size];
       const under = onTmpfs(disk, dir.path);
       await using child = script(code, args, undefined, { under });
@@ -593,9 +592,8 @@ Deno.test("tempPath() spares a download of another host that locks reach", {
   assertEquals(reserved(resolve(two, ".cog")), []);
 });
 
-for (
-  const error of ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL", "EBADF", "524"]
-) {
+const REFUSALS = ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EINVAL", "EBADF", "524"];
+for (const error of REFUSALS) {
   Deno.test(`tempPath() without locks (${error}) is never swept`, {
     ignore: !HAS_STRACE,
   }, async () => {

@@ -154,11 +154,15 @@ export class Port {
     if (this.#steps.length > 0) return;
     Atomics.store(this.#ints, 0, State.Runs);
     this.#put(1, steps);
+    this.awaitStop();
+    this.#steps = this.#read();
+  }
+
+  awaitStop(): void {
     while (this.state === State.Runs) {
       const end = Atomics.wait(this.#ints, 0, State.Runs, 60_000);
       if (end === "timed-out") throw new Error("no step for a minute");
     }
-    this.#steps = this.#read();
   }
 
   kill(): void {

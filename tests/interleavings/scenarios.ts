@@ -137,7 +137,7 @@ const alter: Process = async (library, at, port, variant) => {
 };
 
 /** Waits, with a signal in every second variant. */
-const waitEitherWay: Process = (library, at, port, variant) =>
+const waiter: Process = (library, at, port, variant) =>
   hold(variant % 2 ? "poll" : "wait")(library, at, port, 0).catch((error) => {
     const mayMiss = alterations[variant >> 1] === replaceDirectory;
     if (!mayMiss || !(error instanceof Deno.errors.NotFound)) throw error;
@@ -185,7 +185,7 @@ function litter(at: string): void {
 }
 
 const exists = (path: string) => quietly(() => Deno.lstatSync(path));
-const nothingStays = (at: string) =>
+const gone = (at: string) =>
   exists(`${at}/.cog/staging`) ? "staging is left" : undefined;
 
 /**
@@ -227,16 +227,10 @@ export const scenarios: Record<string, Scenario> = {
     processes: Array(2).fill(careless),
     setup: (at, variant) => variant === 1 && used(at),
     variants: 2,
-    end: nothingStays,
+    end: gone,
   },
-  "name-lost": {
-    processes: [loseName(true), takeName(true)],
-    end: nothingStays,
-  },
-  "name-taken": {
-    processes: [loseName(false), takeName(false)],
-    end: nothingStays,
-  },
+  "name-lost": { processes: [loseName(true), takeName(true)], end: gone },
+  "name-taken": { processes: [loseName(false), takeName(false)], end: gone },
   "parents": { processes: [own("a/x"), own("a/y")], dirs: ["", "a"] },
   "new-project": {
     processes: [
@@ -249,9 +243,9 @@ export const scenarios: Record<string, Scenario> = {
   "wait": { processes: [...Array(2).fill(hold("wait")), hold("try")] },
   "wait-polling": { processes: [hold("wait"), hold("poll"), hold("try")] },
   "wait-deleted": { processes: Array(3).fill(hold("wait", remove)) },
-  "wait-altered": { processes: [alter, waitEitherWay], variants: 6 },
+  "wait-altered": { processes: [alter, waiter], variants: 6 },
   "wait-killed": {
-    processes: [hold("wait"), waitEitherWay],
+    processes: [hold("wait"), waiter],
     variants: 2,
     kills: true,
   },
@@ -260,6 +254,6 @@ export const scenarios: Record<string, Scenario> = {
   "close-named": {
     processes: [closeEarly("staging"), sweep],
     setup: used,
-    end: nothingStays,
+    end: gone,
   },
 };

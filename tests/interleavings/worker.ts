@@ -150,6 +150,7 @@ addEventListener("message", async (event) => {
   };
   wrap();
   const library = await import("../../mod.ts"); // it sees the wrapped calls
+  port.end(); // what it was not yet playing
   for (;;) {
     port.awaitPlay();
     if (port.play.scenario === "") return close();
