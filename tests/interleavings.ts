@@ -8,6 +8,10 @@ import type { Result, Task } from "./interleavings/explorer.ts";
 import { BYTES, Port } from "./interleavings/port.ts";
 import { scenarios } from "./interleavings/scenarios.ts";
 
+const MOST = Math.max(
+  ...Object.values(scenarios).map(({ processes }) => processes.length),
+);
+
 /** Explores scenarios, as many at once as the machine has cores. */
 export function explore(tasks: Task[]): Promise<Result>[] {
   const results = tasks.map(() => Promise.withResolvers<Result>());
@@ -23,10 +27,10 @@ export function explore(tasks: Task[]): Promise<Result>[] {
     for (const port of ports) port.dismiss();
   };
   for (const _ of tasks.slice(0, navigator.hardwareConcurrency)) {
-    const memory = new SharedArrayBuffer(4 * BYTES);
-    const ports = [0, 1, 2].map((process) => new Port(memory, process));
-    // A worker that another worker starts would take a second. The first one
-    // checks the types for all.
+    const memory = new SharedArrayBuffer((1 + MOST) * BYTES);
+    const ports = Array.from({ length: MOST }, (_, i) => new Port(memory, i));
+    // An explorer would take a second to start one. The first checks the types for
+    // all, so the others wait.
     for (const port of ports) {
       start("worker").postMessage([memory, port.process]);
       port.awaitStop();
@@ -65,4 +69,5 @@ if (import.meta.main) {
     console.error(fault);
   }
   console.log(`all: ${total} schedules`);
+  if (Deno.exitCode) Deno.exit(); // a process may be stuck
 }

@@ -5,12 +5,10 @@ import { WINDOWS } from "./support.ts";
 Deno.test("interleavings.ts finds no fault", {
   ignore: WINDOWS, // where an open file is not deleted at once
 }, async (test) => {
-  const tasks = Object.keys(scenarios).map((name) => ({
-    name,
-    preemptions: 2,
-  }));
+  const names = Object.keys(scenarios);
+  const tasks = names.map((name) => ({ name, preemptions: 2 }));
   for (const [i, result] of explore(tasks).entries()) {
-    await test.step(`in ${tasks[i].name}`, async () => {
+    await test.step(`in ${names[i]}`, async () => {
       const { fault } = await result;
       if (fault !== undefined) throw new Error(fault);
     });

@@ -1,6 +1,6 @@
 /**
  * A worker that plays the schedules of scenarios. It imports nothing that starts a
- * program: a program holds all open files and their locks until it is loaded.
+ * program: a new program holds all open files and locks until it is loaded.
  */
 
 import { quietly } from "../../_error.ts";
@@ -73,16 +73,13 @@ class Run {
   async play(parent: string): Promise<string | undefined> {
     const directory = `${parent}/project`;
     Deno.mkdirSync(directory, { recursive: true });
-    this.ports[0].shared.fill(0);
     let fault: string | undefined;
     try {
-      fault = this.#interleave(directory);
+      fault = this.#interleave(directory) ?? this.#scenario.end?.(directory) ??
+        await this.#leftovers(directory);
     } catch (error) {
       fault = `${(error as Error).stack}`;
     }
-    for (const port of this.ports) port.kill(); // others may not have ended
-    fault ??= this.#scenario.end?.(directory) ??
-      await this.#leftovers(directory);
     Deno.removeSync(parent, { recursive: true });
     if (fault === undefined) return undefined;
     const { name, preemptions } = this.task;
@@ -97,12 +94,14 @@ class Run {
     let { preemptions } = this.task;
     let { kills = false } = this.#scenario;
     let current = 0;
-    // Waits for a lock or an event end after a release, others after a step.
+    // A release ends waits for a lock or an event, a step ends others.
     let steps = 0;
     let releases = 0;
     const seen: number[] = [];
     const is = (i: number, state: State) => this.ports[i].state === state;
     const events = (i: number) => is(i, State.AwaitsRelease) ? releases : steps;
+    const asks = (i: number) =>
+      /^(tryLock|lock|wait for) /.test(this.ports[i].label);
     const mayGoOn = (i: number) =>
       is(i, State.New) // equal processes begin in their order
         ? processes[i - 1] !== processes[i] || !is(i - 1, State.New)
@@ -111,6 +110,7 @@ class Run {
     setup?.(directory, variant);
     const play = { scenario: this.task.name, directory, variant };
     for (const port of this.ports) port.start(play);
+    this.ports[0].shared.fill(0);
     for (;;) {
       const all = this.ports.map((_, i) => (current + i) % this.ports.length);
       let ways = all.filter(mayGoOn);
@@ -122,12 +122,10 @@ class Run {
       const hasJustBegun = this.#story.at(-1) === `${current}  begin`;
       if (goesOn && (preemptions === 0 || hasJustBegun)) ways = [current];
       // A death frees locks. Only a process that asks for one notices.
-      const asks = (i: number) =>
-        /^(tryLock|lock|wait for) /.test(this.ports[i].label);
-      const victims = all.filter((i) =>
-        kills && preemptions > 0 && !is(i, State.New) && !is(i, State.Ended) &&
-        (i === ways[0] || ways.some((other) => other !== i && asks(other)))
-      );
+      const mayDie = (i: number) =>
+        !is(i, State.New) && !is(i, State.Ended) &&
+        (i === ways[0] || ways.some((other) => other !== i && asks(other)));
+      const victims = kills && preemptions > 0 ? all.filter(mayDie) : [];
       const way = this.#choose(ways.length + victims.length);
       const next = [...ways, ...victims][way];
       const port = this.ports[next];
@@ -147,13 +145,13 @@ class Run {
       if (is(current, State.Ended) && port.label) {
         return `${current}  ${port.label}`;
       }
-      if (this.#story.length > MANY) return `${current} does not end`;
+      if (this.#story.length > MANY) return "it does not end";
     }
     const stuck = this.ports.find(({ state }) => state !== State.Ended);
     return stuck && `${stuck.process} never goes on: ${stuck.label}`;
   }
 
-  /** Tells what is left, after a kill only once a sweep has run. */
+  /** Tells what is left. After a kill, a sweep comes first. */
   async #leftovers(directory: string): Promise<string | undefined> {
     const { dirs = [""] } = this.#scenario;
     if (this.#story.some((line) => line.includes(KILLED))) {

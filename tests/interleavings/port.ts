@@ -15,7 +15,7 @@ export enum State {
 /** The answer to a process that must die. Others are numbers of steps. */
 const DIE = -1;
 
-/** The size of the shared memory, and of each process's own. */
+/** The size of the part that all share, and of each process's own. */
 export const BYTES = 2 ** 20;
 
 /** What a worker plays. */
@@ -25,12 +25,16 @@ export interface Play {
   variant: number;
 }
 
+/** Whether something exists at the path. */
+export const exists = (path: string): boolean =>
+  quietly(() => Deno.lstatSync(path)) !== undefined;
+
 export class Port {
   readonly #ints: Int32Array;
   readonly #bytes: Uint8Array;
   readonly shared: Int32Array;
-  play!: Play;
-  /** The worker's since its turn, or those that the explorer has not told. */
+  play!: Play; // of the worker
+  /** Steps: the worker's since its turn, or the explorer's not yet told. */
   #steps: string[] = [];
   #answer = 0;
   isLooking = false;
@@ -38,12 +42,9 @@ export class Port {
 
   constructor(memory: SharedArrayBuffer, readonly process: number) {
     this.shared = new Int32Array(memory, 0, 8);
-    this.#ints = new Int32Array(memory, (process + 1) * BYTES, 3);
-    this.#bytes = new Uint8Array(
-      memory,
-      (process + 1) * BYTES + 12,
-      BYTES - 12,
-    );
+    const own = (process + 1) * BYTES;
+    this.#ints = new Int32Array(memory, own, 3);
+    this.#bytes = new Uint8Array(memory, own + 12, BYTES - 12);
   }
 
   // Of the worker
@@ -88,9 +89,9 @@ export class Port {
   /** Whether the path exists. A look is no step. */
   sees(path: string): boolean {
     this.isLooking = true;
-    const found = quietly(() => Deno.lstatSync(path));
+    const found = exists(path);
     this.isLooking = false;
-    return found !== undefined;
+    return found;
   }
 
   /** Fails the schedule unless the condition holds. */
@@ -133,21 +134,22 @@ export class Port {
   }
 
   start(play: Play): void {
-    this.play = play;
+    this.kill(); // after a fault, it may stand in the last play
     this.#write(play);
     this.#steps = ["begin"];
     Atomics.store(this.#ints, 0, State.New);
   }
 
-  /** Ends a worker that awaits a play. */
+  /** Ends the worker, unless it is stuck. */
   dismiss(): void {
-    this.#write({ scenario: "" });
+    this.kill();
+    this.#write(null);
     this.#put(1, 1);
   }
 
   /**
-   * Lets the process take its step, and waits until it stands before the next one.
-   * It takes `steps` of them, or fewer if it must wait.
+   * Lets the process take so many steps, or fewer if it must wait, and waits until
+   * it stands.
    */
   go(steps: number): void {
     this.#steps.shift();
@@ -158,17 +160,17 @@ export class Port {
     this.#steps = this.#read();
   }
 
+  /** Waits until the process stands. */
   awaitStop(): void {
     while (this.state === State.Runs) {
       const end = Atomics.wait(this.#ints, 0, State.Runs, 60_000);
-      if (end === "timed-out") throw new Error("no step for a minute");
+      if (end === "timed-out") throw new Error(`${this.process} is stuck`);
     }
   }
 
   kill(): void {
     this.#steps = [];
-    if (this.state === State.New) Atomics.store(this.#ints, 0, State.Ended);
-    if (this.state !== State.Ended) this.go(DIE);
+    if (this.state >= State.Ready && this.state < State.Ended) this.go(DIE);
     if (this.shared[0] === this.process + 1) this.leave();
   }
 

@@ -1,8 +1,7 @@
 /** What processes do at the same time, and what must hold then. */
 
-import { quietly } from "../../_error.ts";
 import type * as Library from "../../mod.ts";
-import { type Port, State } from "./port.ts";
+import { exists, type Port, State } from "./port.ts";
 
 /** A process, which plays one of the variants. */
 type Process = (
@@ -41,7 +40,7 @@ const own = (target: Target = {}): Process => async ({ open }, at, port) => {
   port.check(!port.sees(path), "no scratch");
 };
 
-/** Only sweeps: a name so long is refused everywhere. */
+/** Only sweeps, then fails: no file system allows such a name. */
 const sweepIn = (cog: Library.Dir) =>
   cog.tempPath("x".repeat(300)).catch(() => {});
 const sweep: Process = async ({ open }, at) => {
@@ -184,7 +183,6 @@ function litter(at: string): void {
   Deno.writeTextFileSync(`${at}/.cog/${name}.lock`, "");
 }
 
-const exists = (path: string) => quietly(() => Deno.lstatSync(path));
 const gone = (at: string) =>
   exists(`${at}/.cog/staging`) ? "staging is left" : undefined;
 

@@ -1,7 +1,7 @@
 /**
  * One process of a scenario, played by a worker. Each call that reaches the file
  * system or a lock is a step: the worker asks first. `flock` excludes open files
- * from each other, so a worker's is as good as a process's.
+ * from each other, so a worker is as good as a process.
  */
 
 import { quietly } from "../../_error.ts";
@@ -109,7 +109,7 @@ function wrap(): void {
   };
   Math.random = () => 0.5;
   crypto.randomUUID = () => {
-    const last = `${port.shared[7]++}`; // their order is that of their age
+    const last = `${port.shared[7]++}`; // in order of age, whoever asks
     return `00000000-0000-4000-8000-${last.padStart(12, "0")}`;
   };
 }
@@ -150,10 +150,10 @@ addEventListener("message", async (event) => {
   };
   wrap();
   const library = await import("../../mod.ts"); // it sees the wrapped calls
-  port.end(); // what it was not yet playing
+  port.end(); // ready for its first play
   for (;;) {
     port.awaitPlay();
-    if (port.play.scenario === "") return close();
+    if (!port.play) return close();
     const { scenario, directory, variant } = port.play;
     isPlaying = true;
     now += 1_000_000; // the library has forgotten what it did before
