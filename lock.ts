@@ -21,20 +21,24 @@ import { acquire, tryAcquire } from "./_lock/mutex.ts";
 /** Options of {@linkcode lock}. */
 export interface LockOptions {
   /**
-   * The `AbortSignal` that abandons the wait.
+   * The `AbortSignal` that abandons the wait. `Promise.race` with a timer does
+   * not abandon it.
    *
-   * An aborted wait leaves nothing behind, and the script can exit.
+   * A wait without an `AbortSignal` stands in the operating system's queue from
+   * the start. Nothing can cancel that wait, so one with an `AbortSignal` first
+   * polls, with pauses of a fortieth of the time waited, or 1 ms. After 250 ms a
+   * worker takes a place in the queue, for all callers in this thread that wait
+   * for the path. It costs nothing while it waits, but some 14 MB, three threads
+   * and eleven open files. Its start blocks the event loop for about 20 ms, and
+   * for longer on a busy machine. An abort ends the worker and lets the script
+   * exit. A thread and up to two open files stay until the lock is free. On a
+   * FUSE file system, the process itself ends only then. An abort just as the
+   * turn comes may leave the lock busy for some milliseconds.
    *
-   * The operating system wakes a waiter without an `AbortSignal` as soon as the
-   * lock is free. Nothing can cancel that wait, so a waiter with an
-   * `AbortSignal` polls: it tries again after a fortieth of the time waited or
-   * less, but after 1 ms at least and 100 ms at most. A try may last 1 ms. All
-   * tries of a thread together take at most 50 ms at first, and 0.5 % of its
-   * time in the long run. Beside others that always wait without an
-   * `AbortSignal`, a poller mostly gets in within two seconds if they hold the
-   * lock for 10 ms each, may wait for many seconds if they hold it for 50 ms,
-   * and may starve if they hold it for 200 ms. Callers in one thread wait
-   * together: one without an `AbortSignal` speeds up all.
+   * The wait only polls, and may starve beside others, on Windows, where it finds
+   * too few open files, or beyond eight such waits in a thread. It polls for a
+   * while after somebody has shared the lock, as `flock --shared` does, just as
+   * the turn came.
    */
   signal?: AbortSignal;
 
@@ -82,10 +86,11 @@ export interface Release extends Disposable {
  * reentrant: a second call waits for the first one's release, even in the same
  * function.
  *
- * A waiter without an `AbortSignal` may get the lock while the event loop is
- * busy. The lock is then held, but unused, until the loop turns. The operating
- * system wakes the waiters of at most two paths per thread at a time, and those
- * of other paths poll. Each path for which somebody waits keeps one file open.
+ * A waiter may get the lock while the event loop is busy. The lock is then held,
+ * but unused, until the loop turns. A waiter with an `AbortSignal` lets go after
+ * a second. Waits without an `AbortSignal` stand in the queue for at most two
+ * paths per thread at a time, and others poll. Each path for which somebody
+ * waits keeps one file open.
  * An `AbortSignal` cannot interrupt a system call that hangs in the file
  * system.
  *

@@ -7,8 +7,8 @@ import {
   renamePath,
 } from "../_error.ts";
 import { pause } from "../_lock/clock.ts";
-import { isSame, tryOpen } from "../_lock/file.ts";
-import { joinName, parentOf, WINDOWS } from "../_path.ts";
+import { tryOpen } from "../_lock/file.ts";
+import { isSame, joinName, parentOf, WINDOWS } from "../_path.ts";
 import { lockNameOf, newScratchName } from "./names.ts";
 import {
   newTrashBeside,

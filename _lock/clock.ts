@@ -1,7 +1,13 @@
-const { setTimeout, clearTimeout } = globalThis;
-const now = performance.now.bind(performance);
+/** Keeps a global as it is now, unread: Deno takes long to load some. */
+export function keep<K extends "setTimeout" | "clearTimeout" | "Worker">(
+  name: K,
+): () => typeof globalThis[K] {
+  const property = Object.getOwnPropertyDescriptor(globalThis, name)!;
+  return () => property.value ?? property.get!.call(globalThis);
+}
 
-type Timer = ReturnType<typeof setTimeout>;
+const realSetTimeout = keep("setTimeout");
+const realClearTimeout = keep("clearTimeout");
 
 /**
  * The real clock. Tests of other programs may replace the global timers, and a
@@ -9,9 +15,10 @@ type Timer = ReturnType<typeof setTimeout>;
  */
 export const clock = {
   /** The milliseconds since this thread began. */
-  now,
-  setTimeout: (end: () => void, ms: number): Timer => setTimeout(end, ms),
-  clearTimeout: (timer: Timer): void => clearTimeout(timer),
+  now: performance.now.bind(performance),
+  setTimeout: (end: () => void, ms: number) => realSetTimeout()(end, ms),
+  clearTimeout: (timer: ReturnType<typeof setTimeout>) =>
+    realClearTimeout()(timer),
 };
 
 /** Waits for some milliseconds. */

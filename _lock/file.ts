@@ -1,5 +1,5 @@
 import { explain, quietly } from "../_error.ts";
-import { parentOf } from "../_path.ts";
+import { isSame, parentOf } from "../_path.ts";
 
 /** The locked file at the path, or `undefined` if somebody else has the lock. */
 export function tryOpen(path: string, create = true): Deno.FsFile | undefined {
@@ -75,15 +75,6 @@ export function isCurrent(path: string, file: Deno.FsFile): boolean {
     if (error instanceof Deno.errors.NotFound) return false;
     throw explain(`Cannot lock ${path}`, error);
   }
-}
-
-/**
- * Whether both are of one file or directory, and the open one is not deleted. The
- * birth time tells them apart where inode numbers are missing, rounded or reused.
- */
-export function isSame(open: Deno.FileInfo, other: Deno.FileInfo): boolean {
-  return open.nlink !== 0 && open.dev === other.dev && open.ino === other.ino &&
-    open.birthtime?.getTime() === other.birthtime?.getTime();
 }
 
 /** Some file systems have no locks, and answer with one of many errors. */

@@ -1,8 +1,8 @@
 /**
  * The lock as one thread sees it. The callers of a thread need a queue of their
  * own: the operating system keeps no order among pollers, and a wait in it
- * occupies a thread of Deno and cannot be abandoned. So each path has at most
- * one such wait, on behalf of all its callers.
+ * occupies a thread. So each path has at most one such wait, on behalf of all
+ * its callers.
  */
 
 import { quietly } from "../_error.ts";
@@ -12,11 +12,12 @@ import { onAbort, unlessAborted } from "./abort.ts";
 import { clock } from "./clock.ts";
 import { Streak } from "./fairness.ts";
 import { isCurrent, openFile, tryFile, tryOpen, waitForFile } from "./file.ts";
-import { pauseAfter, places, tryBurst } from "./polling.ts";
+import { forgetLeft, Place } from "./place.ts";
+import { leaveThread, takeThread } from "./pool.ts";
 
 /**
  * Acquires the lock. The abort of `owner` abandons the wait as that of the
- * signal does, but only the signal makes it poll.
+ * signal does, but may leave a wait in the system.
  */
 export async function acquire(
   path: string | URL,
@@ -41,10 +42,13 @@ export async function tryAcquire(
   return release ? unlessAborted(release, [owner]) : null;
 }
 
-/** Releases the owner's lock on the path, if any. The path must be absolute. */
+/** Releases the owner's lock on the absolute path, if any. */
 export function releaseOf(owner: AbortSignal, path: string): void {
   mutexes.get(path)?.releaseOf(owner);
 }
+
+/** The milliseconds that a wait polls first, since the start of a worker is dear. */
+const PATIENCE = 250;
 
 /** One call that waits for the lock. */
 interface Waiter extends PromiseWithResolvers<Release> {
@@ -52,11 +56,6 @@ interface Waiter extends PromiseWithResolvers<Release> {
   readonly owner: AbortSignal | undefined;
   /** Why it was abandoned, though perhaps too late to reject. */
   abandoned?: { reason: unknown };
-}
-
-/** One run of `#serve`, and the file for which it waits in the system. */
-interface Service {
-  file?: Deno.FsFile;
 }
 
 /** The mutexes of this thread, by path. */
@@ -69,7 +68,7 @@ let capacity = 64;
  */
 function mutexAt(path: string): Mutex {
   let mutex = mutexes.get(path);
-  if (mutex) return mutex;
+  if (mutex && !mutex.isStale) return mutex;
   if (mutexes.size >= capacity) {
     for (const [path, { isIdle }] of mutexes) {
       if (isIdle) mutexes.delete(path);
@@ -94,7 +93,11 @@ class Mutex {
   /** The waiters without a signal, after their `onWait`. */
   readonly #blockers = new Set<Waiter>();
 
-  #service: Service | undefined;
+  #isServing = false;
+  /** The file for which it waits in Deno's pool, even if all have left. */
+  #awaited: Deno.FsFile | undefined;
+  /** Stands for all waiters, and is kept while any of them waits. */
+  #place: Place | undefined;
   #gap: Promise<void> | undefined;
   /** Ends the pause, if any. */
   wake = (): void => {};
@@ -104,8 +107,13 @@ class Mutex {
   }
 
   get isIdle(): boolean {
-    return !this.#held && this.#waiters.size === 0 && !this.#service &&
-      this.#streak.isOver;
+    return !this.#held && !this.#isServing && this.#streak.isOver;
+  }
+
+  /** Whether all have left a wait for a file that was deleted since. */
+  get isStale(): boolean {
+    return this.#awaited !== undefined && !this.#held &&
+      this.#waiters.size === 0 && !isCurrent(this.#path, this.#awaited);
   }
 
   get owesGap(): boolean {
@@ -129,9 +137,8 @@ class Mutex {
     const waiter: Waiter = { ...Promise.withResolvers(), since, owner };
     const fail = (reason: unknown) => this.#fail(waiter, reason);
     using _listening = onAbort([signal, owner], fail);
-    this.#leaveStaleWait();
     this.#waiters.add(waiter);
-    if (!this.#held && !this.#service) this.#serve();
+    if (!this.#held && !this.#isServing) this.#serve();
     this.#announce(waiter, onWait, !signal);
     const release = await waiter.promise;
     if (!waiter.abandoned) return release;
@@ -144,6 +151,7 @@ class Mutex {
   }
 
   #grant(file: Deno.FsFile, owner: AbortSignal | undefined): Release {
+    forgetLeft((path) => path === this.#path);
     this.#held = file;
     this.#owner = owner;
     this.#streak.begin();
@@ -159,7 +167,7 @@ class Mutex {
     quietly(() => file.unlockSync());
     file.close();
     this.#streak.end();
-    if (this.#service) this.wake();
+    if (this.#isServing) this.wake();
     else if (this.#waiters.size > 0) this.#serve();
   }
 
@@ -172,7 +180,13 @@ class Mutex {
   #leave(waiter: Waiter): void {
     this.#waiters.delete(waiter);
     this.#blockers.delete(waiter);
+    if (this.#waiters.size === 0) this.#leavePlace();
     this.wake();
+  }
+
+  #leavePlace(): void {
+    this.#place?.[Symbol.dispose]();
+    this.#place = undefined;
   }
 
   /** Calls `onWait`, unless the wait was only to give way and is over. */
@@ -193,30 +207,23 @@ class Mutex {
     this.wake();
   }
 
-  get #first(): Waiter | undefined {
-    return this.#waiters.values().next().value;
-  }
-
   /** Gets the lock, and grants it to whoever is first by then. */
   async #serve(): Promise<void> {
-    const service: Service = this.#service = {};
+    this.#isServing = true;
     if (this.owesGap) await (this.#gap = this.#giveWay());
-    const mustServe = () =>
-      this.#service === service && this.#waiters.size > 0 && !this.#held;
+    const mustServe = () => this.#waiters.size > 0 && !this.#held;
     while (mustServe()) {
       using opened = new DisposableStack();
       try {
         const file = opened.use(openFile(this.#path));
-        if (!tryFile(this.#path, file) && !await this.#wait(file, service)) {
-          continue;
-        }
-        if (!mustServe()) continue;
+        const isLocked = tryFile(this.#path, file) || await this.#wait(file);
+        if (!isLocked || !mustServe()) continue;
         if (!isCurrent(this.#path, file)) {
           opened.dispose();
           await this.#pause(1); // some file systems show another file each time
           continue;
         }
-        const first = this.#first!;
+        const [first] = this.#waiters;
         opened.move();
         first.resolve(this.#grant(file, first.owner));
         this.#leave(first);
@@ -225,46 +232,49 @@ class Mutex {
         for (const waiter of this.#waiters) this.#fail(waiter, error);
       }
     }
-    if (this.#service === service) this.#service = undefined;
+    this.#isServing = false;
   }
 
   /** Waits until the file is locked, or until all have left: tells which. */
-  async #wait(file: Deno.FsFile, service: Service): Promise<boolean> {
+  async #wait(file: Deno.FsFile): Promise<boolean> {
+    const wake = () => this.wake();
+    let patience = PATIENCE;
+    let dueAt = 0;
+    if (this.#canLeave) this.#place?.stand();
+    else this.#leavePlace();
     try {
       do {
-        if (this.seeksPlace && places.take(this)) {
-          service.file = file;
-          try {
-            if (await waitForFile(this.#path, file)) return true;
-          } finally {
-            service.file = undefined;
-            places.free();
-          }
+        const now = clock.now();
+        const [{ since }] = this.#waiters;
+        const mayBlock = this.#blockers.size > 0 && !this.#place;
+        if (!mayBlock) leaveThread(wake);
+        if (this.#place?.turn !== undefined) {
+          if (await this.#place.passTo(file)) return true;
+          this.#leavePlace();
+          dueAt = now + (patience *= 2); // what got in between may do so again
+        } else if (mayBlock && takeThread(wake)) {
+          this.#awaited = file;
+          if (await waitForFile(this.#path, file)) return true;
         } else {
-          const waited = clock.now() - this.#first!.since;
-          await this.#pause(pauseAfter(waited));
+          if (this.#canLeave && now >= Math.max(since + PATIENCE, dueAt)) {
+            this.#place ??= quietly(() => new Place(this.#path, wake));
+          }
+          await this.#pause(
+            this.#place?.stands ? 1000 : pauseAfter(now - since),
+          );
         }
-        if (this.#waiters.size === 0) return false;
-      } while (!tryBurst(() => tryFile(this.#path, file)));
-      return true;
+      } while (this.#waiters.size > 0 && !tryFile(this.#path, file));
+      this.#leavePlace();
+      return this.#waiters.size > 0;
     } finally {
-      places.forget(this);
+      leaveThread(wake);
+      this.#awaited = undefined;
     }
   }
 
-  /**
-   * Stops serving by a wait in the system that all have left, if it is for a file
-   * that was deleted since.
-   */
-  #leaveStaleWait(): void {
-    const file = this.#service?.file;
-    if (file && this.#waiters.size === 0 && !isCurrent(this.#path, file)) {
-      this.#service = undefined;
-    }
-  }
-
-  get seeksPlace(): boolean {
-    return this.#blockers.size > 0;
+  /** Whether a waiter has a signal. */
+  get #canLeave(): boolean {
+    return this.#blockers.size < this.#waiters.size;
   }
 
   async #giveWay(): Promise<void> {
@@ -282,4 +292,13 @@ class Mutex {
     await promise;
     clock.clearTimeout(timer);
   }
+}
+
+/**
+ * The pause in milliseconds. A freed lock idles for at most a fortieth of the
+ * wait, or 1 ms.
+ */
+function pauseAfter(waited: number): number {
+  const random = 1 - Math.random() / 2; // to fall out of step with others
+  return Math.max(Math.min(waited / 40, 100) * random, 1);
 }

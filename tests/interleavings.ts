@@ -12,6 +12,12 @@ const MOST = Math.max(
   ...Object.values(scenarios).map(({ processes }) => processes.length),
 );
 
+/** What a test run tries of a scenario. */
+export const taskOf = (name: string): Task => ({
+  name,
+  preemptions: scenarios[name].preemptions ?? 2,
+});
+
 /** Explores scenarios, as many at once as the machine has cores. */
 export function explore(tasks: Task[]): Promise<Result>[] {
   const results = tasks.map(() => Promise.withResolvers<Result>());
@@ -46,10 +52,10 @@ function start(module: string): Worker {
 }
 
 if (import.meta.main) {
-  const [name, preemptions = "2", schedule] = Deno.args;
+  const [name, preemptions, schedule] = Deno.args;
   const names = Object.keys(scenarios);
   if (
-    ![undefined, ...names].includes(name) || !/^\d$/.test(preemptions) ||
+    ![undefined, ...names].includes(name) || !/^\d$/.test(preemptions ?? "0") ||
     !/^(\d+,)*\d+$/.test(schedule ?? "0")
   ) {
     console.error("usage: deno task explore [NAME [PREEMPTIONS [SCHEDULE]]]");
@@ -58,7 +64,11 @@ if (import.meta.main) {
   }
   const only = schedule?.split(",").map(Number);
   const tasks = (name === undefined ? names : [name])
-    .map((name) => ({ name, preemptions: Number(preemptions), only }));
+    .map((name) => ({
+      ...taskOf(name),
+      ...preemptions && { preemptions: Number(preemptions) },
+      only,
+    }));
   let total = 0;
   for (const [i, result] of explore(tasks).entries()) {
     const { schedules, fault } = await result;

@@ -4,6 +4,7 @@ import { assertRejects } from "@std/assert/rejects";
 import { delay } from "@std/async/delay";
 import { resolve } from "@std/path/resolve";
 import { clock } from "../_lock/clock.ts";
+import { system } from "../_lock/place.ts";
 import { lock, type LockOptions, tryLock } from "../lock.ts";
 import {
   blocked,
@@ -89,6 +90,12 @@ function fakeTime(onPause = () => {}) {
 /** Ends no pause, so that only events wake a waiter, to the end of the block. */
 const endlessPauses = () =>
   replace(clock, "setTimeout", (end) => setTimeout(end, 600_000));
+
+/** Starts no worker, so that a wait with a signal only polls. */
+const withoutWorkers = () =>
+  replace(system, "startWorker", () => {
+    throw new Error("no free thread");
+  });
 
 /** Makes Deno find something else about the file at each path. */
 function fakeStat(
@@ -220,6 +227,7 @@ Deno.test("lock() that is abandoned leaves no handle, thread, timer or lock", {
 Deno.test("lock() with a signal asks after half to all of a fortieth of its wait, 1 ms at least, 100 ms at most", async () => {
   using dir = scene();
   using _holder = theirs(dir.file);
+  using _workers = withoutWorkers();
   for (const random of [0, 0.5, 1]) {
     using _ = replace(Math, "random", () => random);
     const controller = new AbortController();
@@ -238,6 +246,7 @@ Deno.test("lock() with a signal asks after half to all of a fortieth of its wait
 Deno.test("lock() with a signal pauses for its own wait, not for that of one who left", async () => {
   using dir = scene();
   using _holder = theirs(dir.file);
+  using _workers = withoutWorkers();
   const [first, second] = [new AbortController(), new AbortController()];
   let then = 0;
   using time = fakeTime(() => {
@@ -251,41 +260,6 @@ Deno.test("lock() with a signal pauses for its own wait, not for that of one who
   await Promise.allSettled(waiters);
   await soon(Promise.allSettled(waiters));
   assertEquals(time.pauses[then], 1);
-});
-
-Deno.test("lock() with a signal tries in bursts, to get in before those who wait in the system", async () => {
-  using dir = scene();
-  using holder = theirs(dir.file);
-  using time = fakeTime(() => tries = 0);
-  let tries = 0;
-  using _ = replaceOfFiles("tryLockSync", (tryLockSync) => {
-    if (++tries === 5) holder.unlockSync();
-    return tryLockSync(true);
-  });
-  (await soon(lock(dir.file, { signal: endless() })))();
-  assertEquals(time.pauses, [1]);
-});
-
-Deno.test("lock() with a signal bursts for 1 ms, for 50 ms at first, and for a two-hundredth of the time", async () => {
-  const url = import.meta.resolve("../_lock/polling.ts");
-  const { tryBurst } = await import(`${url}?of its own`);
-  let now = 1000;
-  using _ = replace(clock, "now", () => now += 0.001);
-  const burst = () => {
-    const start = now;
-    tryBurst(() => false);
-    return now - start;
-  };
-  assert(Math.abs(burst() - 1) < 0.02);
-  assert(burst() < 0.02); // the event loop first gets as long
-  for (const [looks, expected] of [[100, 50], [1000, 50]]) {
-    let sum = 0;
-    for (let i = 0; i < looks; i++) {
-      now += 10;
-      sum += burst();
-    }
-    assert(Math.abs(sum - expected) < 10, `${sum} ms`);
-  }
 });
 
 Deno.test("lock() waits though the global timers are replaced", async () => {
@@ -509,23 +483,127 @@ for (const loops of [1, 4]) {
 
 // Waiting for another process
 
-Deno.test("lock() polls only if all waiters have a signal", LINUX, async () => {
-  using dir = scene();
-  using holder = theirs(dir.file);
-  const controller = new AbortController();
-  const polling = await waiting(dir.file, { signal: controller.signal });
-  const first = await waiting(dir.file, { signal: endless() });
-  assertEquals(blocked(Deno.pid), 0);
-  const second = await waiting(dir.file); // from now on, all in the system
-  controller.abort("enough");
-  assertEquals(await polling.lock.catch((reason) => reason), "enough");
-  await until(() => blocked(Deno.pid) === 1);
-  holder.close();
-  const release = await soon(first.lock); // in its turn
-  assertEquals(isFree(dir.file), false);
-  release();
-  (await soon(second.lock))();
-});
+/** Waits in the system, says what has been written before, and holds a while. */
+const LATER = `
+  using file = Deno.openSync(args[0], { write: true });
+  console.log("waits");
+  file.lockSync(true);
+  console.log(Deno.readTextFileSync(args[1]));
+  await new Promise((resolve) => setTimeout(resolve, 400));`;
+
+Deno.test(
+  "lock() with a signal stands in the system before those who ask later",
+  LINUX,
+  async () => {
+    using dir = scene();
+    const note = resolve(dir.path, "note");
+    for (let round = 0; round < 2; round++) { // more than luck
+      let starts = 0;
+      const { startWorker } = system;
+      using _ = replace(system, "startWorker", (path) => {
+        starts++;
+        return startWorker(path);
+      });
+      Deno.writeTextFileSync(note, "too early");
+      using holder = theirs(dir.file);
+      const controller = new AbortController();
+      const left = await waiting(dir.file, { signal: controller.signal });
+      const first = await waiting(dir.file, { signal: endless() });
+      await until(() => blocked(Deno.pid) === 1);
+      // Joins them.
+      const second = round === 0 ? await waiting(dir.file) : undefined;
+      const third = await waiting(dir.file, { signal: endless() });
+      await using stack = new AsyncDisposableStack();
+      const later = [1, 2, 3].map(() =>
+        stack.use(script(LATER, [dir.file, note]))
+      );
+      for (const peer of later) {
+        await peer.line();
+        await until(() => blocked(peer.pid) === 1);
+      }
+      controller.abort("enough");
+      assertEquals(await left.lock.catch((reason) => reason), "enough");
+      assertEquals(blocked(Deno.pid), 1);
+      holder.close();
+      const release = await soon(first.lock);
+      Deno.writeTextFileSync(note, "in its turn");
+      await delay(110); // so that this process gives way
+      release();
+      for (const peer of later) assertEquals(await peer.line(), "in its turn");
+      if (second) (await soon(second.lock))();
+      (await soon(third.lock))();
+      assertEquals(starts, 1);
+    }
+  },
+);
+
+Deno.test(
+  "lock() that gives up its place lets the script end, and leaves two threads at most until the lock is free",
+  LINUX,
+  async () => {
+    using dir = scene();
+    using holder = theirs(dir.file);
+    const code = `
+    for (let i = 0; i < 4; i++) {
+      const signal = AbortSignal.timeout(500);
+      await lock(args[0], { signal }).catch((error) => error === signal.reason);
+    }
+    console.log(Deno.readTextFileSync("/proc/self/status"));
+    await heard();`;
+    await using child = script(code, [dir.file]);
+    let threads = "";
+    while (!threads.startsWith("Threads:")) threads = await child.line();
+    assert(blocked(child.pid) === 2, `${blocked(child.pid)} waits`);
+    await child.go();
+    assertEquals((await child.ended()).code, 0);
+    holder.close();
+    assertEquals(isFree(dir.file), true);
+  },
+);
+
+Deno.test(
+  "lock() with a signal lets go where its event loop waits for a program that needs the lock",
+  {
+    ignore: !HAS_PROC || !has("flock"),
+  },
+  async () => {
+    using dir = scene();
+    using holder = theirs(dir.file);
+    const waiter = await waiting(dir.file, { signal: endless() });
+    await until(() => blocked(Deno.pid) === 1);
+    holder.close();
+    const args = ["-w", "20", dir.file, "true"];
+    const { success } = new Deno.Command("flock", { args }).outputSync();
+    assertEquals(success, true);
+    (await soon(waiter.lock))();
+  },
+);
+
+for (const how of ["silent", "failing", "refused"]) {
+  Deno.test(`lock() with a signal polls where the worker is ${how}`, async () => {
+    using dir = scene();
+    using holder = theirs(dir.file);
+    let starts = 0;
+    using _ = replace(system, "startWorker", () => {
+      starts++;
+      const worker = new EventTarget() as Worker;
+      worker.terminate = () => {};
+      worker.postMessage = () => {
+        if (how === "refused") throw new Error("as the test wants");
+        if (how === "failing") {
+          setTimeout(() =>
+            worker.onmessage?.(new MessageEvent("message", { data: false }))
+          );
+        }
+      };
+      return worker;
+    });
+    const waiter = await waiting(dir.file, { signal: endless() });
+    await until(() => starts > 0);
+    holder.close();
+    (await soon(waiter.lock))();
+  });
+}
 
 Deno.test("lock() looks again at once when somebody joins, and at one other file when a place in the system is free", async () => {
   using dir = scene();
@@ -931,6 +1009,26 @@ Deno.test("lock() and tryLock() tell too many open files", UNIX, async () => {
   await told(child, `Error EMFILE Cannot lock ${dir.file}: Too many`);
   assertEquals(await child.line(), "locked");
 });
+
+Deno.test(
+  "lock() with a signal polls where a worker would find too few open files",
+  UNIX,
+  async () => {
+    using dir = scene();
+    const code = `
+    const files = [];
+    try {
+      for (;;) files.push(Deno.openSync(args[0]));
+    } catch {}
+    for (const file of files.slice(-6)) file.close();
+    const options = { signal: AbortSignal.timeout(600) };
+    await lock(args[0], options).catch(({ name }) => console.log(name));`;
+    using _holder = theirs(dir.file);
+    const under = ["sh", "-c", 'ulimit -n 100; exec "$@"', "sh"];
+    await using child = script(code, [dir.file], undefined, { under });
+    assertEquals(await child.line(), "TimeoutError");
+  },
+);
 
 Deno.test("lock() and tryLock() say what Deno wants of a dangling link", {
   ignore: !CAN_LINK || WINDOWS,

@@ -5,8 +5,9 @@
 
 import { quietly } from "../../_error.ts";
 import { open } from "../../mod.ts";
-import { Port, State } from "./port.ts";
+import { AWAITS, Port, SAY, State } from "./port.ts";
 import { type Scenario, scenarios } from "./scenarios.ts";
+import { OWNER, stand, UNSAY } from "./stand.ts";
 
 /** More steps than a schedule has. */
 const MANY = 500;
@@ -94,18 +95,27 @@ class Run {
     let { preemptions } = this.task;
     let { kills = false } = this.#scenario;
     let current = 0;
-    // A release ends waits for a lock or an event, a step ends others.
+    // A release ends waits for a lock, a step ends others.
     let steps = 0;
     let releases = 0;
+    const said = new Set<string>();
     const seen: number[] = [];
     const is = (i: number, state: State) => this.ports[i].state === state;
     const events = (i: number) => is(i, State.AwaitsRelease) ? releases : steps;
     const asks = (i: number) =>
-      /^(tryLock|lock|wait for) /.test(this.ports[i].label);
-    const mayGoOn = (i: number) =>
-      is(i, State.New) // equal processes begin in their order
-        ? processes[i - 1] !== processes[i] || !is(i - 1, State.New)
-        : is(i, State.Ready) || !is(i, State.Ended) && events(i) > seen[i];
+      /^(tryLock|share|lock|wait for) /.test(this.ports[i].label);
+    const mayGoOn = (i: number) => {
+      const { label } = this.ports[i];
+      if (is(i, State.New)) { // equal processes begin in their order
+        if (processes[i] === stand) return said.has(`${OWNER}`);
+        return processes[i - 1] !== processes[i] || !is(i - 1, State.New);
+      }
+      if (is(i, State.Ready)) return true;
+      if (is(i, State.Ended)) return false;
+      return label.startsWith(AWAITS)
+        ? said.has(label.slice(AWAITS.length))
+        : events(i) > seen[i];
+    };
     const variant = this.#choose(variants);
     setup?.(directory, variant);
     const play = { scenario: this.task.name, directory, variant };
@@ -123,7 +133,7 @@ class Run {
       if (goesOn && (preemptions === 0 || hasJustBegun)) ways = [current];
       // A death frees locks. Only a process that asks for one notices.
       const mayDie = (i: number) =>
-        !is(i, State.New) && !is(i, State.Ended) &&
+        !is(i, State.New) && !is(i, State.Ended) && processes[i] !== stand &&
         (i === ways[0] || ways.some((other) => other !== i && asks(other)));
       const victims = kills && preemptions > 0 ? all.filter(mayDie) : [];
       const way = this.#choose(ways.length + victims.length);
@@ -132,11 +142,23 @@ class Run {
       const dies = way >= ways.length;
       if (dies || goesOn && way > 0) preemptions--;
       if (dies || is(next, State.Ready)) steps++;
-      if (dies || /^(unlock|close|say) /.test(port.label)) releases++;
+      if (dies || /^(unlock|share|close) /.test(port.label)) releases++;
+      if (!dies && port.label.startsWith(SAY)) {
+        for (const what of port.label.slice(SAY.length).split(",")) {
+          said.add(what);
+        }
+      } else if (port.label === UNSAY) said.clear();
       this.#story.push(`${next}  ${dies ? KILLED : ""}${port.label}`);
       if (dies) {
         kills = false;
+        // Nobody waits for what the dead one would have said.
+        for (let what = 1; what < OWNER; what++) said.add(`${what}`);
         port.kill();
+        const last = this.ports.length - 1;
+        if (port.shared[OWNER] === next + 1) { // its worker dies with it
+          said.delete(`${OWNER}`);
+          if (!is(last, State.New)) this.ports[last].kill();
+        }
         continue;
       }
       port.go(this.#ahead);
@@ -147,7 +169,10 @@ class Run {
       }
       if (this.#story.length > MANY) return "it does not end";
     }
-    const stuck = this.ports.find(({ state }) => state !== State.Ended);
+    const stuck = this.ports.find(({ state, label }) =>
+      state > State.New && state !== State.Ended &&
+      label !== `${AWAITS}${OWNER}`
+    );
     return stuck && `${stuck.process} never goes on: ${stuck.label}`;
   }
 

@@ -2,6 +2,10 @@
 
 import { quietly } from "../../_error.ts";
 
+/** How labels begin of those who say numbers, or wait for one. */
+export const SAY = "say ";
+export const AWAITS = "waits for ";
+
 /** Where a process stands. */
 export enum State {
   Runs,
@@ -38,10 +42,14 @@ export class Port {
   #steps: string[] = [];
   #answer = 0;
   isLooking = false;
+  /** Whether a process of the play is the worker of a place. */
+  hasStand = false;
   onKill = () => {};
+  /** Called after each news that is heard of the worker. */
+  onNews = (_count: number): unknown => undefined;
 
   constructor(memory: SharedArrayBuffer, readonly process: number) {
-    this.shared = new Int32Array(memory, 0, 8);
+    this.shared = new Int32Array(memory, 0, 24);
     const own = (process + 1) * BYTES;
     this.#ints = new Int32Array(memory, own, 3);
     this.#bytes = new Uint8Array(memory, own + 12, BYTES - 12);
@@ -110,17 +118,18 @@ export class Port {
     this.shared[0] = 0;
   }
 
-  /** Tells the others that something has happened. */
-  say(what: number): void {
-    this.ask(State.Ready, `say ${what}`);
-    this.shared[what] = 1;
+  /** Tells the others that something has happened, and how. */
+  say(whats: number[], how: number = 1): void {
+    this.ask(State.Ready, `${SAY}${whats}`);
+    for (const what of whats) this.shared[what] = how;
   }
 
-  /** Waits until another has said it. */
-  await(what: number): void {
-    while (this.shared[what] === 0) {
-      this.ask(State.AwaitsRelease, `waits for ${what}`);
+  /** Waits until another has said it, and how. */
+  await(what: number): number {
+    if (this.shared[what] === 0) {
+      this.ask(State.AwaitsRelease, `${AWAITS}${what}`);
     }
+    return this.shared[what];
   }
 
   // Of the explorer

@@ -2,6 +2,7 @@
 
 import type * as Library from "../../mod.ts";
 import { exists, type Port, State } from "./port.ts";
+import { stand, STANDS } from "./stand.ts";
 
 /** A process, which plays one of the variants. */
 type Process = (
@@ -14,6 +15,8 @@ type Process = (
 export interface Scenario {
   processes: Process[];
   variants?: number;
+  /** How many preemptions are tried, unless somebody asks for more: two, or fewer. */
+  preemptions?: number;
   /** Whether one process may be killed. */
   kills?: boolean;
   setup?(directory: string, variant: number): unknown;
@@ -60,10 +63,10 @@ const careless: Process = async ({ open }, at) => {
 const loseName = (isLate: boolean): Process => async ({ open }, at, port) => {
   const cog = await open(at);
   await cog.tempPath("staging");
-  port.say(1);
+  port.say([1]);
   if (isLate) port.await(2);
   await cog.close();
-  port.say(3);
+  port.say([3]);
 };
 
 /** Takes the name from another, whose close must leave it alone. */
@@ -71,7 +74,7 @@ const takeName = (isLate: boolean): Process => async ({ open }, at, port) => {
   port.await(1);
   const cog = await open(at);
   const mine = `${await cog.tempPath("staging")}/mine`;
-  port.say(2);
+  port.say([2]);
   port.ask(State.AwaitsTimer, "yields"); // others go on without a preemption
   await sweepIn(cog);
   try {
@@ -141,6 +144,61 @@ const waiter: Process = (library, at, port, variant) =>
     const mayMiss = alterations[variant >> 1] === replaceDirectory;
     if (!mayMiss || !(error instanceof Deno.errors.NotFound)) throw error;
   });
+
+/** Holds the lock until another has a place, and may alter the file at the end. */
+const holdFirst =
+  (...afters: After[]): Process => async ({ lock }, at, port, variant) => {
+    const path = `${at}/x.lock`;
+    const release = await lock(path);
+    port.enter();
+    port.say([1]);
+    port.await(STANDS);
+    port.leave();
+    afters[variant]?.(path);
+    release();
+  };
+
+/** Holds the lock first, alters the file by the variant, and tries again. */
+const alterFirst: Process = async (library, at, port, variant) => {
+  await holdFirst(() => {}, remove, replace)(library, at, port, variant);
+  await hold("try")(library, at, port, 0);
+};
+
+/** Does something while another holds the lock. */
+const meanwhile =
+  (process: Process): Process => async (library, at, port, variant) => {
+    port.await(1);
+    await process(library, at, port, variant);
+  };
+
+/** Shares the lock until another has a place, and then again. */
+const read: Process = async (_, at, port) => {
+  const yields = () => port.ask(State.AwaitsTimer, "yields");
+  using file = await Deno.open(`${at}/x.lock`, { read: true });
+  for (const isFirst of [true, false]) {
+    await file.lock(false);
+    if (isFirst) port.say([1]);
+    port.await(STANDS);
+    yields();
+    port.check(port.shared[0] === 0, "no holder");
+    file.unlockSync();
+    if (isFirst) yields();
+  }
+};
+
+/** Gives up when it has heard so much from the worker of its place. */
+const leave: Process = async ({ lock }, at, port, variant) => {
+  const controller = new AbortController();
+  port.onNews = (count) => count > variant && controller.abort();
+  const acquired = lock(`${at}/x.lock`, controller);
+  const release = await acquired.catch((reason: Error) => {
+    port.check(reason === controller.signal.reason, "the signal's reason");
+  });
+  if (!release) return;
+  port.enter();
+  port.leave();
+  release();
+};
 
 /** Gives up after some microtasks, or has the lock by then. */
 const giveUp =
@@ -246,6 +304,25 @@ export const scenarios: Record<string, Scenario> = {
     processes: [hold("wait"), waiter],
     variants: 2,
     kills: true,
+  },
+  "place": { processes: [holdFirst(), meanwhile(hold("poll")), stand] },
+  "place-killed": {
+    processes: [holdFirst(), meanwhile(hold("poll")), stand],
+    kills: true,
+  },
+  "place-altered": {
+    processes: [alterFirst, meanwhile(hold("poll")), stand],
+    variants: 3,
+    preemptions: 1,
+  },
+  "place-read": {
+    processes: [read, meanwhile(hold("poll")), stand],
+    preemptions: 1,
+    setup: (at) => Deno.writeTextFileSync(`${at}/x.lock`, ""),
+  },
+  "place-left": {
+    processes: [holdFirst(), meanwhile(leave), stand],
+    variants: 4,
   },
   "give-up": { processes: [hold("wait"), giveUp(true)], variants: 10 },
   "close-waiting": { processes: Array(2).fill(giveUp(false)), variants: 9 },

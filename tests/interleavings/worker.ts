@@ -6,8 +6,10 @@
 
 import { quietly } from "../../_error.ts";
 import { clock } from "../../_lock/clock.ts";
+import { Place, places, system } from "../../_lock/place.ts";
 import { Port, State } from "./port.ts";
 import { scenarios } from "./scenarios.ts";
+import { stand, StandWorker } from "./stand.ts";
 
 const real = { ...Deno };
 const proto = Deno.FsFile.prototype;
@@ -17,6 +19,7 @@ const dispose = proto[Symbol.dispose];
 let port: Port;
 let isPlaying = false;
 let now = 0;
+let worker: StandWorker | undefined;
 const openFiles = new Map<Deno.FsFile, string>();
 
 /** Asks for permission to do what the label says. */
@@ -52,9 +55,15 @@ function wrap(): void {
     "renameSync",
     (_, from, to) => `${short(from)} to ${short(to)}`,
   );
-  for (const name of ["tryLockSync", "unlockSync", "statSync", "close"]) {
+  for (const name of ["unlockSync", "statSync", "close"]) {
     precede(proto, name, (file) => openFiles.get(file));
   }
+  proto.tryLockSync = function (exclusive) {
+    step(`${exclusive ? "tryLock" : "share"} ${openFiles.get(this)}`);
+    return tryLockSync.call(this, exclusive);
+  };
+  Deno.stat = async (path) => await Deno.statSync(path);
+  Deno.open = async (path, options) => await Deno.openSync(path, options);
   Deno.openSync = (path, options) => {
     step(`open ${short(path)}`);
     const file = real.openSync(path, options);
@@ -97,15 +106,27 @@ function wrap(): void {
     queueMicrotask(async () => {
       await null;
       if (timer.end !== end) return;
-      now += Math.ceil(ms); // a sum of fractions would depend on earlier plays
+      // Longer than asked for, so that a wait soon takes a place.
+      now += 250 + Math.ceil(ms);
       // The pause of a killed process ends too, and its next step fails.
       quietly(() => step(`pause ${Math.ceil(ms)} ms`, State.AwaitsTimer));
+      if (worker?.hear()) await null; // which may end the pause
       timer.end();
     });
     return timer;
   }) as unknown as typeof clock.setTimeout;
   clock.clearTimeout = (timer) => {
     (timer as unknown as { end: () => void }).end = () => {};
+  };
+  system.startWorker = () =>
+    worker = new StandWorker(port) as StandWorker & Worker;
+  const { passTo } = Place.prototype;
+  Place.prototype.passTo = async function (file) {
+    const passed = await passTo.call(this, file);
+    const { scenario, variant } = port.play;
+    const mayFail = scenario === "place-read" || variant > 0;
+    port.check(passed || mayFail, "the lock, without a gap");
+    return passed;
   };
   Math.random = () => 0.5;
   crypto.randomUUID = () => {
@@ -158,12 +179,16 @@ addEventListener("message", async (event) => {
     isPlaying = true;
     now += 1_000_000; // the library has forgotten what it did before
     openFiles.clear();
+    worker = undefined;
+    port.onNews = () => {};
     const { processes } = scenarios[scenario];
+    port.hasStand = processes.includes(stand);
     let error: Error | undefined;
     await processes[process](library, directory, port, variant)
       .catch((reason) => error = reason);
     for (let i = 0; i < 50; i++) await null; // it may have more to do
     isPlaying = false;
+    places.clear();
     if (openFiles.size > 0) {
       error ??= new Error(`not closed: ${[...openFiles.values()]}`);
     }

@@ -1,0 +1,147 @@
+/**
+ * A place in the operating system's queue that can be given up: a worker waits
+ * there, and a worker can be terminated. No open file can be moved to another
+ * thread, nor can its lock. But a shared lock can be joined.
+ */
+
+import { quietly } from "../_error.ts";
+import { keep } from "./clock.ts";
+import { tryOpen } from "./file.ts";
+
+/**
+ * What the worker does. It opens nothing but a file, and waits in no synchronous
+ * call: nothing could terminate it there. It lets go if its owner does not answer,
+ * who may wait in such a call for somebody that needs the lock.
+ */
+export const CODE = `
+  let file, late;
+  const steps = {
+    async stand(path) {
+      if (!(await Deno.stat(path)).isFile) return false;
+      file = await Deno.open(path, { read: true, write: true })
+        .catch(() => Deno.open(path));
+      postMessage("stands");
+      await file.lock(true);
+      late = setTimeout(steps.leave, 1000);
+    },
+    share: () => file.tryLockSync(false),
+    leave() {
+      clearTimeout(late);
+      file.unlockSync(); // a child that starts now inherits a closed file
+      file.close();
+    },
+  };
+  onmessage = async ({ data: [step, path] }) => {
+    const isDone = (async () => await steps[step](path) !== false)();
+    postMessage(await isDone.catch(() => false));
+  };
+`;
+
+const realWorker = keep("Worker");
+
+/** Tests of this library replace it. */
+export const system = {
+  startWorker(path: string): Worker {
+    using files = new DisposableStack();
+    // A worker that finds too few free descriptors ends the whole program.
+    for (let i = 0; i < 16; i++) files.use(Deno.openSync(path));
+    files.dispose();
+    const url = `data:text/javascript,${encodeURIComponent(CODE)}`;
+    return new (realWorker())(url, { type: "module" });
+  },
+};
+
+/**
+ * How many places this thread may have, and how many it may have left on one path.
+ * A place takes three threads, eleven open files and some 14 MB. One that was left
+ * keeps a thread until the lock falls to it.
+ */
+const MOST = 8;
+const MOST_LEFT = 2;
+
+/** The places that somebody has, or that were left. */
+export const places = new Set<Place>();
+
+/** Forgets the places left on the paths whose locks have been free since. */
+export function forgetLeft(wasFree: (path: string) => boolean): void {
+  for (const place of places) {
+    if (place.isLeft && wasFree(place.path)) places.delete(place);
+  }
+}
+
+function isFree(path: string): boolean {
+  try {
+    using file = tryOpen(path, false);
+    return file !== undefined;
+  } catch {
+    return true; // it is deleted
+  }
+}
+
+export class Place implements Disposable {
+  /** Whether the worker waits in the system. */
+  stands = false;
+  /** Whether the worker has got the lock, once that is known. */
+  turn: boolean | undefined;
+  /** Whether its owner has left it before the turn. */
+  isLeft = false;
+
+  readonly #worker: Worker;
+  #answer!: (isDone: boolean) => void;
+
+  /** Takes a place, which calls `wake` when it has news. Throws if none is free. */
+  constructor(readonly path: string, wake: () => void) {
+    if (places.size >= MOST) forgetLeft(isFree);
+    const left = [...places].filter((it) => it.isLeft && it.path === path);
+    const isFull = places.size >= MOST || left.length >= MOST_LEFT;
+    const isWindows = Deno.build.os === "windows"; // which converts no locks
+    if (isFull || isWindows || !Deno.statSync(path).isFile) throw new Error();
+    this.#worker = system.startWorker(path);
+    const hear = (news: boolean | "stands") => {
+      if (news === "stands") this.stands = true;
+      else this.#answer(news);
+      wake();
+    };
+    this.#worker.onmessage = ({ data }) => hear(data);
+    this.#worker.onerror = (event) => (event.preventDefault(), hear(false));
+    this.stand();
+    places.add(this);
+  }
+
+  /** Stands in the queue, at its end. */
+  stand(): void {
+    this.stands = false;
+    this.turn = undefined;
+    this.#answer = (isDone) => this.turn = isDone;
+    this.#worker.postMessage(["stand", this.path]);
+  }
+
+  /**
+   * Passes the lock on to another open file. Nobody gets an exclusive lock in
+   * between. If somebody shares it, nobody has it. The worker waits for each step,
+   * since this thread may be busy.
+   */
+  async passTo(file: Deno.FsFile): Promise<boolean> {
+    const isPassed = await this.#ask("share") &&
+        quietly(() => file.tryLockSync(false)) && await this.#ask("leave") &&
+        quietly(() => file.tryLockSync(true)) || false;
+    if (!isPassed) quietly(() => file.unlockSync()); // macOS still shares it
+    return isPassed;
+  }
+
+  #ask(step: string): Promise<boolean> {
+    const { promise, resolve } = Promise.withResolvers<boolean>();
+    this.#answer = resolve;
+    if (this.turn) this.#worker.postMessage([step]);
+    else resolve(false);
+    return promise;
+  }
+
+  /** Leaves the place. A step that is under way fails. */
+  [Symbol.dispose](): void {
+    quietly(() => this.#worker.terminate());
+    this.isLeft = this.turn === undefined;
+    if (!this.isLeft) places.delete(this);
+    this.#answer(this.turn = false);
+  }
+}
