@@ -17,6 +17,11 @@ export function renamePath(error: unknown, path: string, known: string): void {
   error.message = error.message.replaceAll(path, known);
 }
 
+/** A value as messages show it: a string in quotes, with a NUL in it escaped. */
+export function quote(value: unknown): string {
+  return typeof value === "string" ? JSON.stringify(value) : String(value);
+}
+
 /** The result of `attempt`, or `undefined` if it throws. */
 export function quietly<T>(attempt: () => T): T | undefined {
   try {

@@ -4,7 +4,7 @@ import { fromFileUrl as posixFromFileUrl } from "@std/path/posix/from-file-url";
 import { normalize as posixNormalize } from "@std/path/posix/normalize";
 import { fromFileUrl as windowsFromFileUrl } from "@std/path/windows/from-file-url";
 import { resolve as windowsResolve } from "@std/path/windows/resolve";
-import { explain } from "./_error.ts";
+import { explain, quote } from "./_error.ts";
 
 export const WINDOWS = Deno.build.os === "windows";
 
@@ -17,10 +17,22 @@ const fromFileUrl = WINDOWS ? windowsFromFileUrl : posixFromFileUrl;
  */
 export function toPath(path: string | URL): string {
   const local = path instanceof URL ? fromFileUrl(path) : path;
+  const reason = objection(local);
+  if (reason) {
+    throw new TypeError(`Cannot take the path ${quote(path)}: ${reason}`);
+  }
   if (WINDOWS) return windowsResolve(workingDirectory(local), local);
   return tidy(
     local.startsWith("/") ? local : `${workingDirectory(local)}/${local}`,
   );
+}
+
+/** Why a path is refused, or `undefined`. Untyped code may pass anything. */
+function objection(path: unknown): string | undefined {
+  if (typeof path !== "string") return "it must be a string or a URL";
+  if (path.includes("\0")) return "no path can contain a NUL";
+  if (/^\w{2,}:\/\//.test(path)) return "it is a URL in a string; pass a URL";
+  return undefined;
 }
 
 /** The path of what has the relative name in a directory. */

@@ -23,7 +23,7 @@ import {
 } from "./_dir/scratch.ts";
 import { sweep } from "./_dir/sweep.ts";
 import { register, Tree } from "./_dir/tree.ts";
-import { explain, quietly } from "./_error.ts";
+import { explain, quietly, quote } from "./_error.ts";
 import { acquire, releaseOf, tryAcquire } from "./_lock/mutex.ts";
 import { joinName, parentOf, toPath, WINDOWS } from "./_path.ts";
 import type { LockOptions, Release } from "./lock.ts";
@@ -61,8 +61,8 @@ export const NAME = ".cog";
  * real path, {@linkcode Dir.projectDir} is that real path.
  * @returns The handle. Close it, best with `await using`.
  *
- * @throws {TypeError} If `projectDir` is a URL that is not a `file:` URL, or
- * contains a NUL.
+ * @throws {TypeError} If `projectDir` is neither a path nor a `file:` URL, is a
+ * URL in a string, or contains a NUL.
  * @throws {Deno.errors.NotFound} If `projectDir` is relative, and the working
  * directory was deleted.
  * @throws {Deno.errors.AlreadyExists} If `.cog` exists and is not a directory.
@@ -151,6 +151,7 @@ let construct: (project: string) => Dir;
  * name, even if that part is a symbolic link. The methods refuse these with a
  * `TypeError`, before they touch the disk:
  *
+ * - what is not a string
  * - an absolute path, and a name that begins with a drive letter
  * - a name that leads out by `..`
  * - a name that contains a NUL, or is not well-formed Unicode
@@ -259,7 +260,7 @@ export class Dir implements AsyncDisposable {
    */
   // deno-lint-ignore require-await -- so that errors reject, as the signature says
   async filePath(name: string): Promise<string> {
-    const path = this.#resolveBelow("create the parent of a file", name);
+    const path = this.#resolveBelow("name a file", name);
     this.#create(parentOf(path));
     return path;
   }
@@ -347,11 +348,11 @@ export class Dir implements AsyncDisposable {
    * await Deno.rename(`${scratch}/manifest.json`, manifest);
    * ```
    */
-  async tempPath(target?: string | TempPathOptions): Promise<string> {
+  async tempPath(target: string | TempPathOptions = {}): Promise<string> {
     this.#assertOpen(SCRATCH);
-    const created = typeof target === "string"
-      ? this.#createNamed(target)
-      : this.#createNameless(target?.dir ?? "");
+    const created = areOptions(target)
+      ? this.#createNameless(target)
+      : this.#createNamed(target);
     this.#cleanups.defer(() => created.then((it) => it.remove(), () => {}));
     const scratch = await created;
     this.#assertOpen(SCRATCH);
@@ -365,7 +366,7 @@ export class Dir implements AsyncDisposable {
     return createNamed(this.root, path, this.#sweep(parentOf(path)));
   }
 
-  #createNameless(dir: string): Promise<Scratch> {
+  #createNameless({ dir = "" }: TempPathOptions): Promise<Scratch> {
     const path = this.#create(this.#resolve(SCRATCH, dir));
     return createNameless(path, this.#sweep(path));
   }
@@ -543,18 +544,27 @@ export class Dir implements AsyncDisposable {
     this.#assertOpen(tried);
     const reason = objection(name, WINDOWS);
     if (reason === undefined) return joinName(this.root, name);
-    throw new TypeError(
-      `Cannot ${tried} in ${this.root}: the name "${name}" ${reason}`,
-    );
+    throw this.#refused(tried, name, reason);
   }
 
   #resolveBelow(tried: string, name: string): string {
     const path = this.#resolve(tried, name);
     if (path !== this.root) return path;
-    throw new TypeError(
-      `Cannot ${tried} in ${this.root}: the name "${name}" is the directory itself`,
+    throw this.#refused(tried, name, "is the directory itself");
+  }
+
+  #refused(tried: string, name: string, reason: string): TypeError {
+    return new TypeError(
+      `Cannot ${tried} in ${this.root}: the name ${quote(name)} ${reason}`,
     );
   }
+}
+
+/** Whether it is not a name. Untyped code may pass a URL or a promise as one. */
+function areOptions(
+  target: string | TempPathOptions,
+): target is TempPathOptions {
+  return Object.prototype.toString.call(target) === "[object Object]";
 }
 
 function createTempProject(): string {

@@ -108,8 +108,8 @@ export interface Release extends Disposable {
  * announces it.
  * @returns A function that releases the lock; also works with `using`.
  *
- * @throws {TypeError} If `path` is a URL that is not a `file:` URL, or contains
- * a NUL.
+ * @throws {TypeError} If `path` is neither a path nor a `file:` URL, is a URL in
+ * a string, or contains a NUL.
  * @throws {Deno.errors.NotFound} If the directory of the file is missing, or if
  * `path` is relative and the working directory was deleted.
  * @throws {Deno.errors.IsADirectory} If `path` is a directory. On Windows, a

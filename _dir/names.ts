@@ -44,6 +44,7 @@ const ALIAS =
 
 /** Why a name inside `.cog/` is refused, or `undefined`. */
 export function objection(name: string, windows: boolean): string | undefined {
+  if (typeof name !== "string") return "is not a string"; // in untyped code
   const path = windows ? windowsNormalize(name) : posixNormalize(name);
   const separator = windows ? "\\" : "/";
   const parts = path.split(separator).filter((part) => part && part !== ".");

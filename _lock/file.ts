@@ -89,7 +89,6 @@ function adviceFor(path: string, error: unknown): string {
   const found = quietly(() => Deno.lstatSync(path));
   const target = quietly(() => Deno.statSync(path));
   if (target?.isDirectory) return ": it is a directory; name a file in it";
-  if (path.includes("\0")) return ": no path can contain a NUL";
   if (error instanceof Deno.errors.PermissionDenied) {
     if (!found) return ": allow writing to its directory";
     return `: allow reading ${
