@@ -4,7 +4,7 @@ import { fromFileUrl as posixFromFileUrl } from "@std/path/posix/from-file-url";
 import { normalize as posixNormalize } from "@std/path/posix/normalize";
 import { fromFileUrl as windowsFromFileUrl } from "@std/path/windows/from-file-url";
 import { resolve as windowsResolve } from "@std/path/windows/resolve";
-import { explain, quote } from "./_error.ts";
+import { explain, quietly, quote } from "./_error.ts";
 
 export const WINDOWS = Deno.build.os === "windows";
 
@@ -56,6 +56,28 @@ export function parentOf(path: string): string {
 export function isSame(open: Deno.FileInfo, other: Deno.FileInfo): boolean {
   return open.nlink !== 0 && open.dev === other.dev && open.ino === other.ino &&
     open.birthtime?.getTime() === other.birthtime?.getTime();
+}
+
+/** What Deno may know of a path without asking the user. */
+export function peek(
+  path: string,
+  stat = Deno.statSync,
+): Deno.FileInfo | undefined {
+  const { state } = Deno.permissions.querySync({ name: "read", path });
+  return state === "granted" ? quietly(() => stat(path)) : undefined;
+}
+
+/** What stands in the way of a directory, and what to do, or `""`. */
+export function obstacleTo(path: string): string {
+  const found = peek(path);
+  if (found?.isDirectory) return "";
+  if (found) return `: a file has the name ${path}; move it away`;
+  if (peek(path, Deno.lstatSync)) {
+    return `: ${path} is a symbolic link, and its target is missing or out of ` +
+      `reach; create the target, or move the link away`;
+  }
+  const parent = parentOf(path);
+  return parent === path ? "" : obstacleTo(parent);
 }
 
 /** Leaves out `.` and empty parts of an absolute path. */

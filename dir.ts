@@ -25,7 +25,14 @@ import { sweep } from "./_dir/sweep.ts";
 import { register, Tree } from "./_dir/tree.ts";
 import { explain, quietly, quote } from "./_error.ts";
 import { acquire, releaseOf, tryAcquire } from "./_lock/mutex.ts";
-import { joinName, parentOf, toPath, WINDOWS } from "./_path.ts";
+import {
+  joinName,
+  obstacleTo,
+  parentOf,
+  peek,
+  toPath,
+  WINDOWS,
+} from "./_path.ts";
 import type { LockOptions, Release } from "./lock.ts";
 
 /** The attempt that errors of `tempPath` name. */
@@ -64,8 +71,10 @@ export const NAME = ".cog";
  * @throws {TypeError} If `projectDir` is neither a path nor a `file:` URL, is a
  * URL in a string, or contains a NUL.
  * @throws {Deno.errors.NotFound} If `projectDir` is relative, and the working
- * directory was deleted.
- * @throws {Deno.errors.AlreadyExists} If `.cog` exists and is not a directory.
+ * directory was deleted. Or if the project, or a parent of it, is a symbolic
+ * link whose target is missing.
+ * @throws {Deno.errors.AlreadyExists} If `.cog` is not a directory, or is a
+ * symbolic link whose target is missing.
  * @throws {Deno.errors.NotADirectory} If the project, or a parent of it, is a
  * file. On Windows, a platform-specific error.
  * @throws {Deno.errors.PermissionDenied} If the user may not create `.cog/`.
@@ -211,7 +220,8 @@ export class Dir implements AsyncDisposable {
    *
    * @throws {TypeError} If the name is refused, see {@linkcode Dir}.
    * @throws {Deno.errors.BadResource} If this handle is closed.
-   * @throws {Deno.errors.AlreadyExists} If a file has the name.
+   * @throws {Deno.errors.AlreadyExists} If a file has the name, or if it leads
+   * through a symbolic link whose target is missing.
    * @throws {Deno.errors.NotADirectory} If a parent is a file.
    * @throws {Error} A platform-specific error if the directory cannot be created
    * for another reason.
@@ -244,7 +254,8 @@ export class Dir implements AsyncDisposable {
    * @throws {TypeError} If the name is refused, see {@linkcode Dir}, or is
    * `.cog/` itself.
    * @throws {Deno.errors.BadResource} If this handle is closed.
-   * @throws {Deno.errors.AlreadyExists} If the parent is a file.
+   * @throws {Deno.errors.AlreadyExists} If the parent is a file, or if the name
+   * leads through a symbolic link whose target is missing.
    * @throws {Deno.errors.NotADirectory} If a parent of the parent is a file.
    * @throws {Error} A platform-specific error if the parent cannot be created for
    * another reason.
@@ -537,7 +548,13 @@ export class Dir implements AsyncDisposable {
   /** Creates a directory and `.cog/` above it, unless they exist. */
   #create(path: string): string {
     createRoot(this.root);
-    return createPath(path); // of `.cog/` too: Deno then checks its permission
+    try {
+      // Of `.cog/` too: Deno then checks its permission.
+      Deno.mkdirSync(path, { recursive: true });
+      return path;
+    } catch (error) {
+      throw explain(`Cannot create ${path}${obstacleTo(path)}`, error);
+    }
   }
 
   #resolve(tried: string, name: string): string {
@@ -586,7 +603,7 @@ function tempDir(): string {
 /** The path without `..`, if Deno may look it up. */
 function readable(path: string): string {
   if (!path.split("/").includes("..")) return path;
-  return quietly(() => Deno.realPathSync(path)) ?? path;
+  return peek(path) && quietly(() => Deno.realPathSync(path)) || path;
 }
 
 function createRoot(root: string): void {
@@ -595,7 +612,7 @@ function createRoot(root: string): void {
     createDirectory(root);
   } catch (error) {
     if (quietly(() => isDirectory(root))) return; // by now
-    throw explain(`Cannot create ${root}`, error);
+    throw explain(`Cannot create ${root}${obstacleTo(root)}`, error);
   }
   const ignore = joinName(root, ".gitignore");
   try {
@@ -613,7 +630,7 @@ function isDirectory(path: string): boolean {
     return Deno.statSync(path).isDirectory;
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return false;
-    throw explain(`Cannot open ${path}`, error);
+    throw explain(`Cannot open ${path}${obstacleTo(path)}`, error);
   }
 }
 
@@ -625,14 +642,5 @@ function createDirectory(path: string): void {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
     ensureDirSync(parentOf(path));
     Deno.mkdirSync(path);
-  }
-}
-
-function createPath(path: string): string {
-  try {
-    Deno.mkdirSync(path, { recursive: true });
-    return path;
-  } catch (error) {
-    throw explain(`Cannot create ${path}`, error);
   }
 }

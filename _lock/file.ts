@@ -1,5 +1,5 @@
 import { explain, quietly } from "../_error.ts";
-import { isSame, parentOf } from "../_path.ts";
+import { isSame, parentOf, peek } from "../_path.ts";
 
 /** The locked file at the path, or `undefined` if somebody else has the lock. */
 export function tryOpen(path: string, create = true): Deno.FsFile | undefined {
@@ -22,7 +22,7 @@ export function openFile(path: string, create = true): Deno.FsFile {
     return Deno.openSync(path, { read: true, write: true, create });
   } catch (error) {
     // Opening a pipe for reading only would wait for somebody to write to it.
-    const readable = quietly(() => Deno.statSync(path))?.isFile &&
+    const readable = peek(path)?.isFile &&
       quietly(() => Deno.openSync(path));
     if (readable) return readable;
     throw explain(`Cannot lock ${path}${adviceFor(path, error)}`, error);
@@ -86,8 +86,8 @@ function refusedBySystem(path: string, error: unknown): Error {
 
 /** What to do about a file that cannot be opened. */
 function adviceFor(path: string, error: unknown): string {
-  const found = quietly(() => Deno.lstatSync(path));
-  const target = quietly(() => Deno.statSync(path));
+  const found = peek(path, Deno.lstatSync);
+  const target = peek(path);
   if (target?.isDirectory) return ": it is a directory; name a file in it";
   if (error instanceof Deno.errors.PermissionDenied) {
     if (!found) return ": allow writing to its directory";
@@ -99,6 +99,7 @@ function adviceFor(path: string, error: unknown): string {
   if (found?.isSymlink) {
     return ": it is a symbolic link to a missing file; create that first";
   }
-  const parent = quietly(() => Deno.statSync(parentOf(path)));
-  return parent ? "" : ": its directory is missing; create it first";
+  return peek(parentOf(path))
+    ? ""
+    : ": its directory is missing; create it first";
 }

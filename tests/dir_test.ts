@@ -14,6 +14,7 @@ import {
   has,
   isFree,
   names,
+  ON_TERMINAL,
   onTmpfs,
   type Peer,
   replace,
@@ -25,7 +26,7 @@ import {
   WINDOWS,
 } from "./support.ts";
 
-const { AlreadyExists, BadResource, NotADirectory } = Deno.errors;
+const { AlreadyExists, BadResource, NotADirectory, NotFound } = Deno.errors;
 const METHODS = ["path", "filePath", "tempPath"] as const;
 
 /** Asks for the lock, and tells when the wait has begun. */
@@ -96,19 +97,34 @@ Deno.test("git shows nothing of .cog", { ignore: !has("git") }, async () => {
   assertEquals([success, new TextDecoder().decode(stdout)], [true, ""]);
 });
 
-Deno.test("open() on a file, or below one, keeps class and code, and names the path", async () => {
+Deno.test("open() on a file, or below one, keeps class and code, and says what to do", async () => {
   using dir = scene();
   const root = resolve(dir.path, ".cog");
   Deno.writeTextFileSync(root, "kept");
-  const error = await assertRejects(() => open(dir.path), AlreadyExists);
-  assert(error.message.startsWith(`Cannot create ${root}`), error.message);
+  const advice = `: a file has the name ${root}; move it away: `;
+  const over = () => open(dir.path);
+  const error = await assertRejects(over, AlreadyExists, advice);
   assert(error.cause instanceof AlreadyExists);
   if (!WINDOWS) assertEquals("code" in error && error.code, "EEXIST");
   // Windows says that the path is not found, whatever is the matter with it.
   const Class = WINDOWS ? Error : NotADirectory;
-  await assertRejects(() => open(root), Class, root);
-  await assertRejects(() => open(resolve(root, "x")), Class, root);
+  await assertRejects(() => open(root), Class, advice);
+  await assertRejects(() => open(resolve(root, "x")), Class, advice);
   assertEquals(Deno.readTextFileSync(root), "kept");
+});
+
+Deno.test("open() of a dangling link keeps the class, and says what to do", {
+  ignore: !CAN_LINK,
+}, async () => {
+  using dir = scene();
+  const at = (name: string) => resolve(dir.path, name);
+  for (const name of [".cog", "x"]) {
+    Deno.symlinkSync(at("missing"), at(name), { type: "dir" });
+  }
+  const advice = (name: string) => `: ${at(name)} is a symbolic link, and its`;
+  await assertRejects(() => open(dir.path), AlreadyExists, advice(".cog"));
+  await assertRejects(() => open(at("x")), NotFound, advice("x"));
+  await assertRejects(() => open(at("x/a")), NotFound, advice("x"));
 });
 
 Deno.test("open() without permission keeps the class and names the path", async () => {
@@ -217,11 +233,13 @@ Deno.test("path(), filePath() and tempPath() through a file keep class and code,
   await using cog = await openTemp();
   const file = await cog.filePath("file");
   Deno.writeTextFileSync(file, "kept");
-  await assertRejects(() => cog.path("file"), AlreadyExists, file);
+  const advice = `: a file has the name ${file}; move it away: `;
+  await assertRejects(() => cog.path("file"), AlreadyExists, advice);
   for (const method of METHODS) {
     const Class = WINDOWS ? AlreadyExists : NotADirectory;
     const error = await assertRejects(() => cog[method]("file/x/y"), Class);
-    assert(error.message.includes(file), error.message);
+    const told = method === "tempPath" ? file : advice;
+    assert(error.message.includes(told), error.message);
     assert(error.cause instanceof Class);
     if (!WINDOWS) assertEquals("code" in error && error.code, "ENOTDIR");
   }
@@ -611,6 +629,28 @@ for (const granted of ["the project", "no more than .cog"]) {
     assertEquals(names(root), [".gitignore", "a", "c", "cog.lock", "x"]);
   });
 }
+
+Deno.test("open() and lock() ask on a terminal for no more than they need", {
+  ignore: !ON_TERMINAL,
+}, async () => {
+  using dir = scene();
+  const [root, missing] = [`${dir.path}/.cog`, `${dir.path}/no/x`];
+  Deno.mkdirSync(root);
+  Deno.writeTextFileSync(dir.file, "");
+  const code = `
+    const tell = ({ projectDir, message }) => console.log(projectDir ?? message);
+    await open("..").then(tell);
+    await open(args[0]).catch(tell);
+    await lock(args[1]).catch(tell);`;
+  const granted = [root, missing, `${dir.file}/.cog`];
+  const permissions = [`--allow-read=${granted}`, `--allow-write=${granted}`];
+  const options = { under: ON_TERMINAL, cwd: root };
+  await using child = script(code, [dir.file, missing], permissions, options);
+  for (const told of [`${root}/..`, "Cannot open", "Cannot lock"]) {
+    const line = await child.line();
+    assert(line.startsWith(told), line);
+  }
+});
 
 Deno.test("Dir.lock() behind a symbolic link needs permission for the target", {
   ignore: !CAN_LINK || WINDOWS,

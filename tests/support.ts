@@ -105,7 +105,7 @@ export function script(
   const url = `data:application/typescript,${
     encodeURIComponent(prelude + code)
   }`;
-  const flags = ["--quiet", "--no-prompt", ...RESOLUTION, ...permissions];
+  const flags = ["--quiet", ...RESOLUTION, ...permissions];
   const [command, ...rest] = [...under, Deno.execPath(), "run"];
   return new Peer(command, [...rest, ...flags, url, ...args], options);
 }
@@ -150,6 +150,11 @@ export const HAS_STRACE = HAS_PROC && has("strace"); // Git for Windows has anot
 export const IS_ROOT = !WINDOWS && Deno.uid() === 0;
 export const CAN_MOUNT = HAS_PROC && IS_ROOT && has("mount") &&
   new Deno.Command("unshare", { args: ["-m", "true"] }).outputSync().success;
+
+/** A command that runs another one on a terminal, where there is one. */
+export const ON_TERMINAL = HAS_PROC && has("script") && has("bash")
+  ? ["bash", "-c", 'script -qec "${*@Q}" /dev/null', "bash"]
+  : undefined;
 
 /** A command that runs another one as a root to whom permissions apply. */
 export const POWERLESS = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
