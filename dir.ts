@@ -462,7 +462,6 @@ export class Dir implements AsyncDisposable {
    * ```
    */
   lock(options?: LockOptions): Promise<Release> {
-    if (this.#closed) return Promise.reject(this.#closedError("lock"));
     return acquire(this.#lockFile, options, this.#closing.signal);
   }
 
@@ -490,7 +489,6 @@ export class Dir implements AsyncDisposable {
    * ```
    */
   tryLock(): Promise<Release | null> {
-    if (this.#closed) return Promise.reject(this.#closedError("lock"));
     return tryAcquire(this.#lockFile, this.#closing.signal);
   }
 
@@ -525,12 +523,7 @@ export class Dir implements AsyncDisposable {
   }
 
   async #close(): Promise<void> {
-    this.#closing.abort(
-      new Deno.errors.BadResource(
-        `Cannot lock in ${this.root}: the handle closed before the lock was ` +
-          `granted; is an \`await\` missing before lock()?`,
-      ),
-    );
+    this.#closing.abort(this.#closedError("lock"));
     await null; // a cleanup that calls close again gets this same promise
     await this.#cleanups.disposeAsync();
   }
@@ -541,7 +534,8 @@ export class Dir implements AsyncDisposable {
 
   #closedError(tried: string): Error {
     return new Deno.errors.BadResource(
-      `Cannot ${tried} in ${this.root}: the handle is closed; open another`,
+      `Cannot ${tried} in ${this.root}: the handle is closed; open another, ` +
+        `or await all calls before it closes`,
     );
   }
 

@@ -46,7 +46,7 @@ async function leaveWait(outer: Dir): Promise<Peer> {
   await soon(told);
   await delay(0); // the wait begins right after onWait
   await cog.close();
-  const message = "closed before the lock was granted; is an `await` missing";
+  const message = "is closed; open another, or await all calls before";
   const error = await assertRejects(() => soon(waiter), BadResource, message);
   assert(!error.message.includes(path), error.message);
   await soon(next);
