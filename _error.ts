@@ -54,6 +54,12 @@ export function isFull(error: unknown): boolean {
   return ["ENOSPC", "EDQUOT"].includes(codeOf(error) ?? "");
 }
 
+/** Whether the file system cannot move it, such as a lower layer of an overlay. */
+export function isImmovable(error: unknown): boolean {
+  return isFull(error) || // as a full btrfs says
+    ["EXDEV", "ENOSYS", "ENOTSUP", "EOPNOTSUPP"].includes(codeOf(error) ?? "");
+}
+
 export function codeOf(error: unknown): string | undefined {
   return (error as { code?: string }).code;
 }

@@ -15,14 +15,9 @@
 
 import { ensureDirSync } from "@std/fs/ensure-dir";
 import { LOCK_NAME, objection } from "./_dir/names.ts";
-import {
-  createNamed,
-  createNameless,
-  refuseLinks,
-  type Scratch,
-} from "./_dir/scratch.ts";
+import { type Exiting, register, unregister } from "./_dir/exits.ts";
+import { createScratch, refuseLinks, Scratch } from "./_dir/scratch.ts";
 import { sweep } from "./_dir/sweep.ts";
-import { register, Tree } from "./_dir/tree.ts";
 import { explain, quietly, quote } from "./_error.ts";
 import { acquire, releaseOf, tryAcquire } from "./_lock/mutex.ts";
 import {
@@ -132,21 +127,15 @@ export async function open(projectDir: string | URL): Promise<Dir> {
  */
 export async function openTemp(): Promise<Dir> {
   const project = createTempProject();
-  const cog = construct(project);
-  const tree = new Tree(project);
-  register(tree);
-  cog.defer(() => tree.remove());
-  try {
-    createRoot(cog.root);
-    return cog;
-  } catch (error) {
-    await cog.close();
-    throw error;
-  }
+  await using undo = new AsyncDisposableStack();
+  const cog = undo.use(construct(project.path, project));
+  createRoot(cog.root);
+  undo.move();
+  return cog;
 }
 
 /** The way to the private constructor: only this module uses it. */
-let construct: (project: string) => Dir;
+let construct: (project: string, temp?: Scratch) => Dir;
 
 /**
  * A handle on the `.cog/` of a project, from {@linkcode open} or
@@ -165,8 +154,7 @@ let construct: (project: string) => Dir;
  * - a name that leads out by `..`
  * - a name that contains a NUL, or is not well-formed Unicode
  * - `cog.lock`, in upper or lower case, and names below it
- * - a name with a part of the form `.scratch-UUID`, `.scratch-UUID.lock` or
- *   `.trash-UUID`
+ * - a name with a part of the form `.scratch-UUID` or `.scratch-UUID.lock`
  * - on Windows, a name with a part that contains a colon, or a `~` before a
  *   digit, ends in a dot or a space, or is a device such as `nul.txt`
  *
@@ -194,17 +182,25 @@ export class Dir implements AsyncDisposable {
   #closed: Promise<void> | undefined;
 
   static {
-    construct = (project) => new Dir(project);
+    construct = (project, temp) => new Dir(project, temp);
   }
 
   /** @ignore */
-  private constructor(project: string) {
+  private constructor(project: string, temp?: Scratch) {
     this.projectDir = project;
     this.root = joinName(project, NAME);
     this.#lockFile = joinName(this.root, LOCK_NAME);
-    // These run last, the second one first: strangers' leftovers may take long.
+    const release = () => releaseOf(this.#closing.signal, this.#lockFile);
+    // These run last, in reverse order: strangers' leftovers may take long, and
+    // some file systems rename a file that is deleted while it is open.
+    if (temp) {
+      const lock: Exiting = { path: this.#lockFile, atExit: release };
+      register(lock);
+      this.#cleanups.defer(() => temp.remove());
+      this.#cleanups.defer(() => void unregister(lock));
+    }
     this.#cleanups.defer(() => this.#swept.then(() => {}));
-    this.#cleanups.defer(() => releaseOf(this.#closing.signal, this.#lockFile));
+    this.#cleanups.defer(release);
   }
 
   /**
@@ -374,19 +370,28 @@ export class Dir implements AsyncDisposable {
     const path = this.#resolveBelow(SCRATCH, name);
     refuseLinks(this.root, path);
     createRoot(this.root);
-    return createNamed(this.root, path, this.#sweep(parentOf(path)));
+    return this.#createScratch(parentOf(path), path);
   }
 
   #createNameless({ dir = "" }: TempPathOptions): Promise<Scratch> {
-    const path = this.#create(this.#resolve(SCRATCH, dir));
-    return createNameless(path, this.#sweep(path));
+    return this.#createScratch(this.#create(this.#resolve(SCRATCH, dir)));
+  }
+
+  #createScratch(directory: string, path?: string): Promise<Scratch> {
+    this.#sweep(directory, false);
+    return createScratch({
+      root: this.root,
+      directory,
+      path,
+      sweep: () => this.#sweep(directory, true),
+    });
   }
 
   /** Deletes what crashes have left where scratch is created. */
-  #sweep(directory: string): Promise<unknown> {
-    const swept = Promise.all([...new Set([this.root, directory])].map(sweep));
-    this.#swept = Promise.all([this.#swept, swept]);
-    return swept;
+  #sweep(directory: string, isUrgent: boolean): Promise<unknown> {
+    const swept = [...new Set([this.root, directory])]
+      .map((it) => sweep(it, isUrgent));
+    return this.#swept = Promise.all([this.#swept, ...swept]);
   }
 
   /**
@@ -578,9 +583,10 @@ function areOptions(
   return Object.prototype.toString.call(target) === "[object Object]";
 }
 
-function createTempProject(): string {
+function createTempProject(): Scratch {
   try {
-    return toPath(Deno.makeTempDirSync({ prefix: "cog-" }));
+    const path = toPath(Deno.makeTempDirSync({ prefix: "cog-" }));
+    return new Scratch(path, Deno.lstatSync(path));
   } catch (error) {
     throw explain(`Cannot create a directory in ${tempDir()}`, error);
   }

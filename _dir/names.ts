@@ -4,38 +4,18 @@ import { normalize as windowsNormalize } from "@std/path/windows/normalize";
 /** The name of the lock file inside the state directory. */
 export const LOCK_NAME = "cog.lock";
 
-const UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}";
-const SCRATCH_LOCK = new RegExp(`^(\\.scratch-${UUID})\\.lock$`);
-const TRASH = new RegExp(`^\\.trash-${UUID}$`);
-const RESERVED = new RegExp(
-  `^\\.(scratch-${UUID}(\\.lock)?|trash-${UUID})$`,
-  "i",
-);
+const SCRATCH = "\\.scratch-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}";
+const SCRATCH_LOCK = new RegExp(`^${SCRATCH}\\.lock$`);
+const RESERVED = new RegExp(`^${SCRATCH}(\\.lock)?$`, "i");
 
-/** A new name for nameless scratch. */
+/** A new name for a directory, beside which a lock file shows that it is owned. */
 export function newScratchName(): string {
   return `.scratch-${crypto.randomUUID()}`;
 }
 
-export function lockNameOf(scratchName: string): string {
-  return `${scratchName}.lock`;
-}
-
-/** The name of the scratch that a lock file belongs to. */
-export function scratchNameOf(lockName: string): string | undefined {
-  return SCRATCH_LOCK.exec(lockName)?.[1];
-}
-
-/**
- * A new name for a directory without an owner: one to delete, or one that is
- * about to get another name. Anybody may delete what has it.
- */
-export function newTrashName(): string {
-  return `.trash-${crypto.randomUUID()}`;
-}
-
-export function isTrashName(name: string): boolean {
-  return TRASH.test(name);
+/** Whether it is the name of the lock file of scratch. */
+export function isScratchLock(name: string): boolean {
+  return SCRATCH_LOCK.test(name);
 }
 
 /** Names of something else on Windows: streams, short names, devices. */

@@ -1,205 +1,169 @@
-import {
-  explain,
-  isFull,
-  isGone,
-  isRace,
-  quietly,
-  renamePath,
-} from "../_error.ts";
+import { explain, isFull, isGone, isRace, quietly } from "../_error.ts";
 import { pause } from "../_lock/clock.ts";
-import { tryOpen } from "../_lock/file.ts";
-import { isSame, joinName, parentOf, WINDOWS } from "../_path.ts";
-import { lockNameOf, newScratchName } from "./names.ts";
-import {
-  newTrashBeside,
-  register,
-  registeredAt,
-  Tree,
-  unregister,
-} from "./tree.ts";
+import { isSame, parentOf, WINDOWS } from "../_path.ts";
+import { Claim } from "./claim.ts";
+import { type Exiting, register, registeredAt, unregister } from "./exits.ts";
+import { Tree } from "./tree.ts";
 
-/** The locked file beside nameless scratch, which shows that its owner lives. */
-class Lock {
-  constructor(
-    readonly scratchPath: string,
-    readonly path: string,
-    readonly file: Deno.FsFile,
-  ) {}
-
-  /** Locks a new file, if the file system has locks. */
-  static create(directory: string): Lock | undefined {
-    // A sweep may lock a new file first, but hardly three times in a row.
-    for (let tries = 0; tries < 3; tries++) {
-      const name = newScratchName();
-      const path = joinName(directory, lockNameOf(name));
-      const file = quietly(() => tryOpen(path));
-      if (file) return new Lock(joinName(directory, name), path, file);
-      quietly(() => Deno.removeSync(path));
-    }
-    return undefined;
-  }
-
-  delete(): void {
-    quietly(() => Deno.removeSync(this.path));
-    this.file[Symbol.dispose]();
-  }
-}
-
-/**
- * A scratch directory. Its owner may delete only the one that was created here.
- */
-export class Scratch {
-  readonly path: string;
-  /** Keeps the identity of the directory from being used again. */
+/** A directory of which the owner may delete only the one that was created here. */
+export class Scratch implements Exiting {
+  readonly #created: Deno.FileInfo;
+  readonly #claim: Claim | undefined;
   readonly #directory: Deno.FsFile | undefined;
-  /** Stands in for it on Windows, which opens no directories. */
-  readonly #created: Deno.FileInfo | undefined;
-  readonly #lock: Lock | undefined;
 
-  /** Moves a new directory, which nobody else knows, to the path. */
-  constructor(newborn: string, path: string, lock?: Lock) {
-    using undo = new DisposableStack();
-    undo.defer(() => quietly(() => Deno.removeSync(newborn)));
-    if (WINDOWS) this.#created = Deno.lstatSync(newborn);
-    else this.#directory = undo.use(Deno.openSync(newborn));
-    if (newborn !== path) Deno.renameSync(newborn, path);
-    undo.move();
-    this.path = path;
-    this.#lock = lock;
-    // No sweep takes it where another's close moves it, nor does one of 0.2.0.
-    quietly(() => this.#directory?.tryLockSync(true));
+  /**
+   * @param path Where it is.
+   * @param created What it is.
+   * @param claim The right to where it goes when it is deleted, if it has one.
+   * @param directory Keeps its identity from being used again, if it is open.
+   */
+  constructor(
+    readonly path: string,
+    created: Deno.FileInfo,
+    claim?: Claim,
+    directory?: Deno.FsFile,
+  ) {
+    this.#created = created;
+    this.#claim = claim;
+    this.#directory = directory;
     const replaced = registeredAt(path);
-    if (replaced instanceof Scratch) replaced.#close();
     register(this);
+    if (replaced instanceof Scratch) replaced.#free(false);
   }
 
   /** Deletes it, unless another one has taken its place. */
   async remove(): Promise<void> {
+    let isLeft: boolean | undefined;
     try {
-      if (registeredAt(this.path) !== this) return;
-      await this.#withdraw()?.delete();
-      this.#lock?.delete();
+      const tree = unregister(this) ? this.#withdraw() : undefined;
+      await tree?.delete();
+      if (tree) isLeft = false;
+    } finally {
+      this.#free(isLeft);
+    }
+  }
+
+  atExit(): void {
+    quietly(() => this.#withdraw()?.atExit());
+  }
+
+  /** Moves it to its claim, if it is the owner's. */
+  #withdraw(): Tree | undefined {
+    try {
+      if (!this.#isAt(this.path)) {
+        this.#free(false);
+        return undefined;
+      }
+      const tree = new Tree(this.path, this.path, this.#created);
+      return this.#checked(tree.moveTo(this.#claim?.target ?? this.path));
     } catch (error) {
       throw explain(`Cannot remove ${this.path}`, error);
+    }
+  }
+
+  /** Puts it back if another one has taken its place right before the move. */
+  #checked(tree: Tree | undefined): Tree | undefined {
+    let isOwn = tree?.path === this.path;
+    try {
+      isOwn ||= tree !== undefined && this.#isAt(tree.path);
     } finally {
-      unregister(this);
-      this.#close();
+      if (!isOwn) tree?.putBack();
     }
-  }
-
-  deleteAtExit(): void {
-    // What stays keeps its lock file, so that a later sweep tries again.
-    const isDeleted = quietly(() => this.#withdraw()?.deleteAtExit() ?? true);
-    if (isDeleted) this.#lock?.delete();
-  }
-
-  /** Moves it aside, if it is the owner's. */
-  #withdraw(): Tree | undefined {
-    const aside = newTrashBeside(this.path); // first: the two steps must be close
-    if (!this.#isAt(this.path)) return undefined;
-    const tree = Tree.moveAside(this.path, aside);
-    if (tree && !this.#isAt(tree.path)) {
-      // Another one has taken its place between these two steps.
-      tree.putBack();
-      return undefined;
-    }
-    // The deletion of an open directory takes longer.
+    // The deletion needs as many open files as the tree is deep.
     this.#directory?.[Symbol.dispose]();
-    return tree;
+    return isOwn ? tree : undefined;
   }
 
   #isAt(path: string): boolean {
     try {
-      const there = Deno.lstatSync(path);
-      return isSame(this.#directory?.statSync() ?? this.#created!, there);
+      const own = this.#directory?.statSync() ?? this.#created;
+      return isSame(own, Deno.lstatSync(path));
     } catch (error) {
       if (isGone(error)) return false;
       throw error;
     }
   }
 
-  #close(): void {
+  #free(isLeft?: boolean): void {
     this.#directory?.[Symbol.dispose]();
-    this.#lock?.file[Symbol.dispose]();
+    this.#claim?.release(isLeft);
   }
 }
 
-/** Creates scratch in a directory, at a path that nobody else uses. */
-export async function createNameless(
-  directory: string,
-  swept: Promise<unknown>,
-): Promise<Scratch> {
-  try {
-    return await retry(() => createLocked(directory), () => {}, swept);
-  } catch (error) {
-    throw explain(`Cannot create scratch in ${directory}`, error);
-  }
+/** Where scratch is to be. */
+export interface Place {
+  root: string;
+  /** An existing one, unless it is below the root. */
+  directory: string;
+  /** Without it, nobody else uses the path. */
+  path?: string;
+  /** Deletes what fills the disk. */
+  sweep(): Promise<unknown>;
 }
 
-function createLocked(directory: string): Scratch {
-  const lock = Lock.create(directory);
-  // A sweep looks only for scratch with a lock file beside it.
-  const path = lock?.scratchPath ?? joinName(directory, newScratchName());
-  try {
-    Deno.mkdirSync(path);
-    return new Scratch(path, path, lock);
-  } catch (error) {
-    lock?.delete();
-    throw error;
-  }
-}
-
-/** Creates scratch at a path below the root, and deletes what exists there. */
-export async function createNamed(
-  root: string,
-  path: string,
-  swept: Promise<unknown>,
-): Promise<Scratch> {
-  const create = () => {
-    const newborn = newTrashBeside(path);
-    try {
-      createBelow(root, newborn);
-      return new Scratch(newborn, path); // replaces an empty directory
-    } catch (error) {
-      renamePath(error, newborn, path);
-      throw error;
+/** Creates scratch, and deletes what has its path. */
+export async function createScratch(place: Place): Promise<Scratch> {
+  const { root, directory, path, sweep } = place;
+  const tries = { full: 1, race: 19 };
+  let claim: Claim | undefined;
+  const makeWay = async (error: unknown) => {
+    // Without a claim, a file is above the path.
+    const isRacy = isRace(error) &&
+      (claim || !(error instanceof Deno.errors.NotADirectory));
+    const cause = isFull(error) ? "full" : isRacy ? "race" : undefined;
+    if (!cause || tries[cause]-- === 0) throw error;
+    if (cause === "full") {
+      await sweep();
+      if (path) await Tree.at(path)?.delete();
+      return;
     }
+    // Others may try as regularly as this does.
+    if (tries.race < 18) await pause((19 - tries.race) * Math.random());
+    if (error instanceof Deno.errors.NotFound) claim = claim?.release();
+    if (path && claim) await Tree.at(path)?.moveTo(claim.target)?.delete();
   };
   try {
-    return await retry(create, () => Tree.moveAside(path)?.delete(), swept);
+    for (;;) {
+      try {
+        claim ??= claimIn(directory, root);
+        return createAt(path ?? claim.target, claim);
+      } catch (error) {
+        await makeWay(error);
+      }
+    }
   } catch (error) {
-    throw explain(`Cannot create scratch ${path}`, error);
+    claim?.release();
+    throw explain(`Cannot create scratch ${path ?? `in ${directory}`}`, error);
   }
 }
 
-/** Creates a directory and its missing parents, but not the root. */
-function createBelow(root: string, path: string): void {
+function claimIn(directory: string, root: string): Claim {
   try {
-    Deno.mkdirSync(path);
+    return Claim.create(directory);
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
     Deno.statSync(root);
-    Deno.mkdirSync(path, { recursive: true });
+    Deno.mkdirSync(directory, { recursive: true });
+    return Claim.create(directory);
   }
 }
 
-async function retry(
-  create: () => Scratch,
-  makeWay: () => Promise<void> | void,
-  swept: Promise<unknown>,
-): Promise<Scratch> {
-  for (let tries = 1;; tries++) {
-    try {
-      return create();
-    } catch (error) {
-      const retries = isFull(error) ? 1 : isRace(error) ? 19 : 0;
-      if (tries > retries) throw error;
-      // Leftovers may fill the disk. Others may try as regularly as this does.
-      if (isFull(error)) await swept;
-      else if (tries > 1) await pause(tries * Math.random());
-    }
-    await makeWay();
-  }
+/** Creates it under the claim, and moves it to the path. */
+function createAt(path: string, claim: Claim): Scratch {
+  const { target } = claim;
+  const isNamed = path !== target;
+  using undo = new DisposableStack();
+  Deno.mkdirSync(target);
+  undo.defer(() => quietly(() => Deno.removeSync(target)));
+  const directory = isNamed && !WINDOWS
+    ? undo.use(Deno.openSync(target))
+    : undefined;
+  const created = directory?.statSync() ?? Deno.lstatSync(target);
+  // No sweep takes it where another's close moves it, even if that one dies.
+  quietly(() => directory?.tryLockSync(true));
+  if (isNamed) Deno.renameSync(target, path); // replaces an empty directory
+  undo.move();
+  return new Scratch(path, created, claim, directory);
 }
 
 /** Scratch that is reached by a link might be outside the root. */

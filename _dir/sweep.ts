@@ -1,45 +1,56 @@
-import { codeOf, quietly } from "../_error.ts";
+import { isGone, quietly } from "../_error.ts";
+import { clock } from "../_lock/clock.ts";
 import { tryOpen } from "../_lock/file.ts";
 import { joinName, WINDOWS } from "../_path.ts";
-import { isTrashName, scratchNameOf } from "./names.ts";
-import { registeredAt, Tree } from "./tree.ts";
+import { claimedBy } from "./claim.ts";
+import { registeredAt } from "./exits.ts";
+import { isScratchLock } from "./names.ts";
+import { look, RECURSIVE } from "./tree.ts";
 
-/** Deletes what crashes have left in a directory, and nothing that has an owner. */
-export async function sweep(directory: string): Promise<void> {
+/** When directories that took long to list may be listed again. */
+const rests = new Map<string, number>();
+
+/**
+ * Deletes what crashes have left in a directory, and nothing that has an owner.
+ * Looking for it takes at most a hundredth of the time, unless that is urgent.
+ */
+export async function sweep(
+  directory: string,
+  isUrgent: boolean,
+): Promise<void> {
+  const start = clock.now();
+  if (!isUrgent && start < (rests.get(directory) ?? 0)) return;
   // The asynchronous call takes four times as long, however many there are.
   const entries = quietly(() => [...Deno.readDirSync(directory)]) ?? [];
-  for (const { name, isDirectory } of entries) {
-    const at = (name: string) => joinName(directory, name);
-    const scratchName = scratchNameOf(name);
-    try {
-      if (isTrashName(name)) await sweepTrash(at(name), isDirectory);
-      if (scratchName) await sweepScratch(at(scratchName), at(name));
-    } catch {
-      // It may be somebody else's to delete. A later sweep tries again.
-    }
-  }
-}
-
-async function sweepTrash(path: string, isDirectory: boolean): Promise<void> {
-  if (registeredAt(path)) return;
-  // A close may have moved away the scratch of the next owner, who has locked it,
-  // and is about to put it back.
-  using directory = isDirectory && !WINDOWS ? Deno.openSync(path) : undefined;
-  if (quietly(() => directory?.tryLockSync(true)) === false) return;
-  try {
-    Deno.removeSync(path);
-  } catch (error) {
-    // An empty directory may be about to be renamed and filled. A recursive
-    // deletion would go on in it under its new name.
-    if (codeOf(error) === "ENOTEMPTY") await new Tree(path).sweep();
+  const lockPaths = entries.filter(({ name }) => isScratchLock(name))
+    .map(({ name }) => joinName(directory, name))
+    .filter((path) => !registeredAt(path));
+  const end = clock.now();
+  if (end - start > 1) rests.set(directory, end + 100 * (end - start));
+  else rests.delete(directory);
+  for (const path of lockPaths) {
+    // It may be somebody else's to delete. A later sweep tries again.
+    await sweepScratch(path).catch(() => {});
   }
 }
 
 /** Deletes scratch if its owner has died, which has freed the lock. */
-async function sweepScratch(path: string, lockPath: string): Promise<void> {
-  if (registeredAt(path)) return;
+async function sweepScratch(lockPath: string): Promise<void> {
   using file = tryOpen(lockPath, false);
   if (!file) return;
-  await new Tree(path).sweep();
+  const path = claimedBy(lockPath);
+  if (look(path)?.isDirectory && isLocked(path)) return;
+  try {
+    await Deno.remove(path, RECURSIVE);
+  } catch (error) {
+    if (!isGone(error)) throw error;
+  }
   Deno.removeSync(lockPath);
+}
+
+/** A mover may have died that took it from its owner, who lives. */
+function isLocked(path: string): boolean {
+  if (WINDOWS) return false;
+  using directory = Deno.openSync(path);
+  return quietly(() => directory.tryLockSync(true)) === false;
 }

@@ -1,137 +1,112 @@
 import {
-  codeOf,
   explain,
-  isFull,
   isGone,
+  isImmovable,
   isInUse,
   quietly,
   renamePath,
 } from "../_error.ts";
 import { clock, pause } from "../_lock/clock.ts";
-import { joinName, parentOf } from "../_path.ts";
-import { newTrashName } from "./names.ts";
+import { isSame } from "../_path.ts";
+import { type Exiting, register, unregister } from "./exits.ts";
 
-const RECURSIVE = { recursive: true };
+export const RECURSIVE = { recursive: true };
 
-/** What an exit deletes. */
-interface Exiting {
-  readonly path: string;
-  deleteAtExit(): unknown;
+/** What has the path, or `undefined` if nothing does. */
+export function look(path: string): Deno.FileInfo | undefined {
+  try {
+    return Deno.lstatSync(path);
+  } catch (error) {
+    if (isGone(error)) return undefined;
+    throw error;
+  }
 }
 
-/** By their paths, of which each has one owner. */
-const exits = new Map<string, Exiting>();
-
-/** In reverse order of registration: a lock file outlives its scratch. */
-function deleteAll(): void {
-  for (const it of [...exits.values()].reverse()) it.deleteAtExit();
-}
-
-/** An exit deletes it, instead of what was registered at that path. */
-export function register(it: Exiting): void {
-  exits.set(it.path, it);
-  addEventListener("unload", deleteAll);
-}
-
-export function unregister(it: Exiting): void {
-  if (registeredAt(it.path) === it) exits.delete(it.path);
-  if (exits.size === 0) removeEventListener("unload", deleteAll);
-}
-
-export function registeredAt(path: string): Exiting | undefined {
-  return exits.get(path);
+export function exists(path: string): boolean {
+  return quietly(() => Deno.lstatSync(path)) !== undefined;
 }
 
 /** Something to delete, whatever it is. */
-export class Tree {
+export class Tree implements Exiting {
   /**
    * @param path Where it is.
    * @param home Where it returns to if it cannot be deleted.
+   * @param found What it is. Nothing else at that path is deleted.
    */
-  constructor(readonly path: string, readonly home: string = path) {}
+  constructor(
+    readonly path: string,
+    readonly home: string,
+    readonly found: Deno.FileInfo,
+  ) {}
 
-  /** Moves what exists at the path aside in one step, if anything does. */
-  static moveAside(
-    path: string,
-    aside = newTrashBeside(path),
-  ): Tree | undefined {
+  /** What has the path. */
+  static at(path: string): Tree | undefined {
+    const found = look(path);
+    return found && new Tree(path, path, found);
+  }
+
+  /** Moves it aside, if it is still there. The file system may move none. */
+  moveTo(aside: string): Tree | undefined {
+    if (aside === this.path) return this;
     try {
-      Deno.renameSync(path, aside);
-      return new Tree(aside, path);
+      Deno.renameSync(this.path, aside);
+      return new Tree(aside, this.path, this.found);
     } catch (error) {
-      if (error instanceof Deno.errors.NotFound) return undefined;
-      // An overlay cannot move a directory of a lower layer. A full btrfs
-      // cannot move any.
-      if (codeOf(error) === "EXDEV" || isFull(error)) return new Tree(path);
+      if (isGone(error)) return undefined;
+      if (isImmovable(error)) return this;
       throw error;
     }
   }
 
-  /** Deletes it, and says what was tried if it cannot. */
-  async remove(): Promise<void> {
-    try {
-      await this.delete();
-    } catch (error) {
-      throw explain(`Cannot remove ${this.home}`, error);
-    }
+  /** Whether it is still there. */
+  isThere(): boolean {
+    const there = look(this.path);
+    return there !== undefined && isSame(this.found, there);
   }
 
-  /** Deletes it, even if an exit comes first. */
+  /** Deletes it, even if an exit comes first, and tries for 0.3 s if it is in use. */
   async delete(): Promise<void> {
     register(this);
+    const end = clock.now() + 300;
     try {
-      await this.sweep();
-    } catch (error) {
-      this.putBack();
-      throw error;
+      while (!await this.#tryDelete(clock.now() < end)) {
+        await pause(20);
+        if (!this.isThere()) return;
+      }
     } finally {
       unregister(this);
     }
   }
 
-  /** Deletes it unless an exit comes first, and tries for 0.3 s if it is in use. */
-  async sweep(): Promise<void> {
-    const end = clock.now() + 300;
-    while (!await this.#tryDelete(clock.now() < end)) await pause(20);
-  }
-
   async #tryDelete(mayRetry: boolean): Promise<boolean> {
     try {
       await Deno.remove(this.path, RECURSIVE);
-      return true;
     } catch (error) {
-      // If only a part of it is gone, another one is deleting it too.
-      if (isGone(error) && !exists(this.path)) return true;
-      if (mayRetry && (isGone(error) || isInUse(error))) return false;
-      renamePath(error, this.path, this.home);
-      throw error;
+      if (isGone(error)) return true;
+      if (mayRetry && isInUse(error)) return false;
+      const rest = this.putBack();
+      renamePath(error, this.path, rest);
+      throw explain(`Cannot remove ${rest}`, error);
     }
+    return true;
   }
 
-  /** Deletes it at once, without throwing. The result tells whether it is gone. */
-  deleteAtExit(): boolean {
+  atExit(): void {
     try {
       Deno.removeSync(this.path, RECURSIVE);
-      return true;
     } catch {
       this.putBack();
-      return false;
     }
   }
 
-  /** Moves what is left of it back home, if that is free. */
-  putBack(): void {
-    if (!exists(this.home)) {
-      quietly(() => Deno.renameSync(this.path, this.home));
+  /** Moves what is left of it back home, if that is free, and tells where it is. */
+  putBack(): string {
+    if (exists(this.home)) return this.path;
+    try {
+      Deno.renameSync(this.path, this.home);
+      return this.home;
+    } catch {
+      return this.path;
     }
   }
-}
-
-function exists(path: string): boolean {
-  return quietly(() => Deno.lstatSync(path)) !== undefined;
-}
-
-/** A path beside another one, for what nobody needs any more. */
-export function newTrashBeside(path: string): string {
-  return joinName(parentOf(path), newTrashName());
 }

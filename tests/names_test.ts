@@ -16,7 +16,7 @@ const REFUSALS: [reason: string, names: string[], systems?: string][] = [
   ["is for the lock file", ["a\\..\\cog.lock", "cog.lock\\x"], "windows"],
   ["is not well-formed Unicode", ["\ud800", "a/\udfff/b"]],
   ["is reserved for scratch", [RESERVED, `a/${RESERVED}`, `${RESERVED}/a/b`]],
-  ["is reserved for scratch", [`${RESERVED}.lock`, `a/.Trash-${UUID}`]],
+  ["is reserved for scratch", [`${RESERVED}.lock`, `a/.Scratch-${UUID}`]],
   [
     "is special on Windows",
     ["cog.lock.", "cog.lock ", "ab:c", "...", "x/... ", "a./b", "COG~1.LOC"]

@@ -5,7 +5,7 @@ import { delay } from "@std/async/delay";
 import { fromFileUrl } from "@std/path/from-file-url";
 import { resolve } from "@std/path/resolve";
 
-const MOD = import.meta.resolve("../mod.ts");
+export const MOD = import.meta.resolve("../mod.ts");
 
 /** The flag with which a second Deno resolves `@std` as this one does. */
 export const RESOLUTION: string[] =

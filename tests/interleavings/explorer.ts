@@ -186,9 +186,7 @@ class Run {
     }
     const left = dirs.map((dir) => `${directory}/.cog/${dir}`)
       .flatMap((path) => quietly(() => [...Deno.readDirSync(path)]) ?? [])
-      .map(({ name }) => name).filter((name) =>
-        /^\.(scratch|trash)-/.test(name)
-      );
+      .map(({ name }) => name).filter((name) => name.startsWith(".scratch-"));
     return left.length > 0 ? `scratch is left: ${left}` : undefined;
   }
 

@@ -32,11 +32,6 @@ type Target = string | Library.TempPathOptions;
 const own = (target: Target = {}): Process => async ({ open }, at, port) => {
   const cog = await open(at);
   const path = await cog.tempPath(target as string);
-  const isNameless = typeof target !== "string"; // swept after a crash, if locked
-  port.check(
-    port.sees(`${path}.lock`) === isNameless,
-    "a lock file only if nameless",
-  );
   Deno.writeTextFileSync(`${path}/mine`, "");
   Deno.lstatSync(`${path}/mine`);
   await cog.close();
@@ -231,8 +226,6 @@ const closeEarly =
 const creating = (name: string) => (at: string) =>
   Deno.mkdirSync(`${at}/.cog/${name}/sub`, { recursive: true });
 const used = creating("staging");
-/** Scratch that a process had moved aside when it was killed. */
-const trash = creating(".trash-00000000-0000-4000-8000-0000000000bb");
 
 /** Scratch whose owner was killed. */
 function litter(at: string): void {
@@ -264,7 +257,7 @@ export const scenarios: Record<string, Scenario> = {
   "nameless-three": { processes: Array(3).fill(own()) },
   "close-nameless": {
     processes: [closeEarly(), sweep],
-    setup: trash,
+    setup: litter,
     variants: 4,
   },
   "nameless": {

@@ -149,11 +149,15 @@ function mkdir(path: string, recursive?: boolean): void {
   }
 }
 
-/** Deletes entry by entry, and yields before each. */
+/** Deletes entry by entry, and yields before each. Others may delete them first. */
 function* deletion(path: string, recursive?: boolean): Generator<void> {
   if (recursive && real.lstatSync(path).isDirectory) {
     for (const { name } of Deno.readDirSync(path)) {
-      yield* deletion(`${path}/${name}`, true);
+      try {
+        yield* deletion(`${path}/${name}`, true);
+      } catch (error) {
+        if (!(error instanceof Deno.errors.NotFound)) throw error;
+      }
     }
   }
   yield;

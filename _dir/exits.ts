@@ -1,0 +1,34 @@
+/** What an exit deletes or frees. */
+export interface Exiting {
+  readonly path: string;
+  atExit(): void;
+}
+
+// A DOM emulation may replace these later.
+const { addEventListener, removeEventListener } = globalThis;
+
+/** By their paths, of which each has one owner in this thread. */
+const exits = new Map<string, Exiting>();
+
+/** In reverse order of registration: a lock file outlives its scratch. */
+function exit(): void {
+  for (const it of [...exits.values()].reverse()) it.atExit();
+}
+
+/** An exit ends it, instead of what was registered at that path. */
+export function register(it: Exiting): void {
+  if (exits.size === 0) addEventListener.call(globalThis, "unload", exit);
+  exits.delete(it.path);
+  exits.set(it.path, it);
+}
+
+/** The result tells whether it was registered. */
+export function unregister(it: Exiting): boolean {
+  const was = exits.get(it.path) === it && exits.delete(it.path);
+  if (exits.size === 0) removeEventListener.call(globalThis, "unload", exit);
+  return was;
+}
+
+export function registeredAt(path: string): Exiting | undefined {
+  return exits.get(path);
+}
