@@ -76,8 +76,8 @@ class Run {
     Deno.mkdirSync(directory, { recursive: true });
     let fault: string | undefined;
     try {
-      fault = this.#interleave(directory) ?? this.#scenario.end?.(directory) ??
-        await this.#leftovers(directory);
+      fault = this.#interleave(directory) ?? await this.#sweep(directory) ??
+        this.#scenario.end?.(directory) ?? this.#leftovers(directory);
     } catch (error) {
       fault = `${(error as Error).stack}`;
     }
@@ -176,18 +176,26 @@ class Run {
     return stuck && `${stuck.process} never goes on: ${stuck.label}`;
   }
 
-  /** Tells what is left. After a kill, a sweep comes first. */
-  async #leftovers(directory: string): Promise<string | undefined> {
-    const { dirs = [""] } = this.#scenario;
-    if (this.#story.some((line) => line.includes(KILLED))) {
-      const cog = await open(directory);
-      for (const dir of dirs) await cog.tempPath({ dir });
-      await cog.close();
-    }
-    const left = dirs.map((dir) => `${directory}/.cog/${dir}`)
+  /** Deletes what a killed process has left. */
+  async #sweep(directory: string): Promise<undefined> {
+    if (!this.#story.some((line) => line.includes(KILLED))) return;
+    const cog = await open(directory);
+    await cog.tempPath("staging");
+    for (const dir of this.#dirs) await cog.tempPath({ dir });
+    await cog.close();
+  }
+
+  #leftovers(directory: string): string | undefined {
+    const left = this.#dirs.map((dir) => `${directory}/.cog/${dir}`)
       .flatMap((path) => quietly(() => [...Deno.readDirSync(path)]) ?? [])
-      .map(({ name }) => name).filter((name) => name.startsWith(".scratch-"));
+      .map(({ name }) => name).filter((name) =>
+        /^\.scratch-.{36}(\.lock)?$/.test(name)
+      );
     return left.length > 0 ? `scratch is left: ${left}` : undefined;
+  }
+
+  get #dirs(): string[] {
+    return this.#scenario.dirs ?? [""];
   }
 
   /** The number of steps until a choice takes another way than the first. */

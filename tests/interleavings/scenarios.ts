@@ -84,6 +84,20 @@ const takeName = (isLate: boolean): Process => async ({ open }, at, port) => {
   await cog.close();
 };
 
+/** Takes the name from another, who may die when it has moved the new scratch. */
+const keepName: Process = async ({ open }, at, port) => {
+  if (port.shared[1] === 0) return; // the other has not had it
+  const cog = await open(at);
+  const places = [
+    await cog.tempPath("staging"),
+    ...claimed.map((it) => it(at)),
+  ];
+  port.ask(State.AwaitsTimer, "yields");
+  await sweepIn(cog);
+  port.check(places.some((it) => port.sees(it)), "my scratch, here or moved");
+  await cog.close();
+};
+
 /** Builds where only builds do, under the lock. */
 const build: Process = async ({ open }, at, port) => {
   const cog = await open(at);
@@ -227,13 +241,32 @@ const creating = (name: string) => (at: string) =>
   Deno.mkdirSync(`${at}/.cog/${name}/sub`, { recursive: true });
 const used = creating("staging");
 
-/** Scratch whose owner was killed. */
+/** What the first processes claim. */
+const claimed = Array.from(
+  { length: 9 },
+  (_, i) => (at: string) =>
+    `${at}/.cog/.scratch-00000000-0000-4000-8000-00000000000${i}`,
+);
+
+/** Nobody's claims. */
+const others = [".lock", "x.lock", ".scratch-0.lock", "UUID.lock.bak"]
+  .map((name) =>
+    name.replace("UUID", ".scratch-00000000-0000-4000-8000-0000000000bb")
+  );
+
+/** Scratch whose owner was killed, and other files. */
 function litter(at: string): void {
   const name = ".scratch-00000000-0000-4000-8000-0000000000aa";
   creating(name)(at);
-  Deno.writeTextFileSync(`${at}/.cog/${name}.lock`, "");
+  for (const it of [`${name}.lock`, ...others]) {
+    Deno.writeTextFileSync(`${at}/.cog/${it}`, "");
+  }
 }
 
+const kept = (at: string) =>
+  others.every((it) => exists(`${at}/.cog/${it}`))
+    ? undefined
+    : "a file is lost";
 const gone = (at: string) =>
   exists(`${at}/.cog/staging`) ? "staging is left" : undefined;
 
@@ -243,15 +276,16 @@ const gone = (at: string) =>
  * - no look whether a locked file is current, in a try or in a wait: wait-deleted,
  *   wait-altered
  * - no such look at a new lock file of scratch: nameless, nameless-dir
- * - a sweep without the lock: nameless, nameless-three, nameless-dir
- * - a lock file that goes before its scratch: nameless, build-nameless
+ * - a sweep that does not try the claim: nameless, nameless-three, nameless-dir
+ * - one that does not try the lock of the directory: name-kept
+ * - a claim released before its tree is gone: nameless, build-nameless
+ * - a lock file deleted while something stands at the claimed path: careless
  * - no look at the identity of named scratch before it is moved aside: name-lost
  * - none after, or no return of a stranger's: name-taken
  * - no retry of a race: builds, careless, parents
- * - a sweep of what another's close has moved aside: name-taken
  *
  * A deletion finds entries by their paths here, so it never follows a directory
- * that is moved meanwhile. A test of `sweep` stands for that.
+ * that is moved meanwhile.
  */
 export const scenarios: Record<string, Scenario> = {
   "nameless-three": { processes: Array(3).fill(own()) },
@@ -259,6 +293,7 @@ export const scenarios: Record<string, Scenario> = {
     processes: [closeEarly(), sweep],
     setup: litter,
     variants: 4,
+    end: kept,
   },
   "nameless": {
     processes: Array(2).fill(own()),
@@ -269,6 +304,7 @@ export const scenarios: Record<string, Scenario> = {
   "nameless-dir": {
     processes: Array(2).fill(own({ dir: "a" })),
     dirs: ["", "a"],
+    kills: true,
   },
   "builds": { processes: Array(2).fill(build), setup: used, kills: true },
   "build-nameless": { processes: [build, own()], kills: true },
@@ -277,10 +313,16 @@ export const scenarios: Record<string, Scenario> = {
     setup: (at, variant) => variant === 1 && used(at),
     variants: 2,
     end: gone,
+    kills: true,
   },
   "name-lost": { processes: [loseName(true), takeName(true)], end: gone },
   "name-taken": { processes: [loseName(false), takeName(false)], end: gone },
-  "parents": { processes: [own("a/x"), own("a/y")], dirs: ["", "a"] },
+  "name-kept": { processes: [loseName(false), keepName], kills: true },
+  "parents": {
+    processes: [own("a/x"), own("a/y")],
+    dirs: ["", "a"],
+    kills: true,
+  },
   "new-project": {
     processes: [
       async ({ open }, at) => await (await open(at)).close(),
@@ -323,5 +365,6 @@ export const scenarios: Record<string, Scenario> = {
     processes: [closeEarly("staging"), sweep],
     setup: used,
     end: gone,
+    kills: true,
   },
 };
