@@ -1,7 +1,9 @@
 import { assert } from "@std/assert/assert";
 import { assertEquals } from "@std/assert/equals";
 import { assertRejects } from "@std/assert/rejects";
+import { delay } from "@std/async/delay";
 import { resolve } from "@std/path/resolve";
+import { clock } from "../_lock/clock.ts";
 import { open, openTemp } from "../dir.ts";
 import {
   CAN_LINK,
@@ -846,3 +848,178 @@ Deno.test("tempPath() and openTemp() go on Ctrl-C with the README's lines", {
   assertEquals(names(resolve(dir.path, ".cog")), [".gitignore"]);
   assertEquals(exists(temp), false);
 });
+
+// What a close cannot do
+
+const coded = (code: string) =>
+  Object.assign(new Error("as it may be"), { code });
+
+for (const code of ["EXDEV", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOSPC"]) {
+  Deno.test(`tempPath() and close() delete in place where nothing moves (${code}), but nothing that came there since`, async () => {
+    await using cog = await openTemp();
+    Deno.writeTextFileSync(await cog.filePath("staging/file"), "");
+    const { renameSync, remove } = Deno;
+    using _ = replace(Deno, "renameSync", (from, to) => {
+      if (`${from}`.endsWith("staging")) throw coded(code);
+      renameSync(from, to);
+    });
+    const inner = await open(cog.projectDir);
+    const scratch = await inner.tempPath("staging");
+    assertEquals(names(scratch), []);
+    using _remove = replace(Deno, "remove", async (path, options) => {
+      await remove(path, options);
+      Deno.mkdirSync(resolve(cog.root, "other"));
+      Deno.mkdirSync(path);
+      throw coded("ENOTEMPTY");
+    });
+    await inner.close();
+    assertEquals(names(cog.root), [".gitignore", "other", "staging"]);
+  });
+}
+
+Deno.test("close() says where the rest is, and puts back what it cannot look at", async () => {
+  await using outer = await openTemp();
+  const { lstatSync } = Deno;
+  for (const isTaken of [true, false]) {
+    const cog = await open(outer.projectDir);
+    const path = await cog.tempPath("staging");
+    Deno.writeTextFileSync(resolve(path, "mine"), "");
+    using _ = isTaken
+      ? replace(Deno, "remove", (aside) => {
+        Deno.mkdirSync(path);
+        return Promise.reject(new PermissionDenied(`remove '${aside}'`));
+      })
+      : replace(Deno, "lstatSync", (path) => {
+        if (/\.scratch-.{36}$/.test(`${path}`)) throw coded("EIO");
+        return lstatSync(path);
+      });
+    const { message } = await assertRejects(() => cog.close(), Error);
+    const [left] = reserved(outer.root);
+    const rest = isTaken ? resolve(outer.root, left) : path;
+    assert(message.startsWith(`Cannot remove ${rest}: `), message);
+    assertEquals(names(rest), ["mine"]);
+    if (isTaken) Deno.removeSync(path);
+  }
+});
+
+Deno.test("tempPath() has own tries for each cause, and takes another name for one that exists", async () => {
+  await using cog = await openTemp();
+  Deno.writeTextFileSync(await cog.filePath("staging/file"), "");
+  const { mkdirSync } = Deno;
+  let made = 0;
+  using _mkdir = replace(Deno, "mkdirSync", (path, options) => {
+    if (++made === 2) throw coded("ENOSPC");
+    mkdirSync(path, options);
+  });
+  assertEquals(names(await cog.tempPath("staging")), []);
+  const uuids = Array.from({ length: 3 }, () => crypto.randomUUID());
+  const asked = [uuids[0], uuids[0], uuids[1]];
+  using _uuid = replace(crypto, "randomUUID", () => asked.shift()!);
+  const paths = [await cog.tempPath(), await cog.tempPath()];
+  assertEquals(paths.map((it) => exists(`${it}.lock`)), [true, true]);
+});
+
+Deno.test("tempPath() tries once to delete a leftover, and lists a slow directory seldom", async () => {
+  await using outer = await openTemp();
+  for (let i = 0; i < 8; i++) leftover(outer.root);
+  const { readDirSync } = Deno;
+  let [tries, lists, now] = [0, 0, clock.now()];
+  using _clock = replace(clock, "now", () => now);
+  using _list = replace(Deno, "readDirSync", (path) => {
+    lists++;
+    now += 10;
+    return readDirSync(path);
+  });
+  const cog = await open(outer.projectDir);
+  {
+    using _remove = replace(Deno, "remove", () => {
+      tries++;
+      return Promise.reject(coded("EBUSY"));
+    });
+    for (let i = 0; i < 50; i++) await cog.tempPath();
+    while (tries < 8) await delay(0);
+  }
+  assertEquals([tries, lists], [8, 1]);
+  now += 1000;
+  await cog.tempPath();
+  await cog.close();
+  assertEquals(lists, 2);
+  assertEquals(reserved(outer.root), []);
+});
+
+Deno.test("close() deletes with as many open files as the scratch had", {
+  ignore: !HAS_PROC,
+}, async () => {
+  using dir = scene();
+  await using child = script(
+    `const cog = await open(args[0]);
+     await Deno.remove(await cog.tempPath()); // starts the threads
+     Deno.writeTextFileSync(await cog.tempPath("staging") + "/file", "");
+     const files = [];
+     try {
+       for (;;) files.push(Deno.openSync(args[0]));
+     } catch {}
+     console.log(await cog.close().catch((error) => error.message));`,
+    [dir.path],
+    undefined,
+    { under: ["sh", "-c", 'ulimit -n 64; exec "$@"', "sh"] },
+  );
+  assertEquals(await child.line(), "undefined");
+});
+
+Deno.test("openTemp() whose .cog cannot be created keeps that error, though the clean-up fails too", async () => {
+  const { mkdirSync } = Deno;
+  let project = "";
+  {
+    using _mkdir = replace(Deno, "mkdirSync", (path, options) => {
+      if (!`${path}`.endsWith(".cog")) return mkdirSync(path, options);
+      project = resolve(`${path}`, "..");
+      throw new PermissionDenied("first");
+    });
+    using _ = replace(
+      Deno,
+      "remove",
+      () => Promise.reject(new Error("second")),
+    );
+    const error = await assertRejects(() => openTemp(), SuppressedError);
+    assert(error.suppressed instanceof PermissionDenied);
+    assert(error.error.message.includes(project));
+  }
+  Deno.removeSync(project);
+});
+
+Deno.test("close() of openTemp() leaves what has taken its place", async () => {
+  const cog = await openTemp();
+  const moved = `${cog.projectDir}.moved`;
+  Deno.renameSync(cog.projectDir, moved);
+  Deno.mkdirSync(resolve(cog.projectDir, "theirs"), { recursive: true });
+  await cog.close();
+  assertEquals(names(cog.projectDir), ["theirs"]);
+  for (const it of [cog.projectDir, moved]) {
+    Deno.removeSync(it, { recursive: true });
+  }
+});
+
+for (const end of ["await cog.close();", "Deno.exit();"]) {
+  Deno.test(
+    `openTemp() on a disk that renames open files goes at ${end}`,
+    BINDFS,
+    async () => {
+      using dir = scene();
+      const [disk, to] = ["disk", "to"].map((name) => resolve(dir.path, name));
+      for (const path of [disk, to]) Deno.mkdirSync(path);
+      using _ = bindfs("--multithreaded", "--enable-lock-forwarding", disk, to);
+      await using child = script(
+        `const cog = await openTemp();
+       await cog.lock();
+       for (const name of [undefined, "a", "a", "b"]) await cog.tempPath(name);
+       ${end}`,
+        [],
+        undefined,
+        { env: { TMPDIR: to } },
+      );
+      assertEquals((await child.ended()).code, 0);
+      assertEquals(names(disk), []);
+    },
+  );
+}
