@@ -7,25 +7,14 @@ import { Tree } from "./tree.ts";
 
 /** A directory of which the owner may delete only the one that was created here. */
 export class Scratch implements Exiting {
-  readonly #created: Deno.FileInfo;
-  readonly #claim: Claim | undefined;
-  readonly #directory: Deno.FsFile | undefined;
-
-  /**
-   * @param path Where it is.
-   * @param created What it is.
-   * @param claim The right to where it goes when it is deleted, if it has one.
-   * @param directory Keeps its identity from being used again, if it is open.
-   */
   constructor(
     readonly path: string,
-    created: Deno.FileInfo,
-    claim?: Claim,
-    directory?: Deno.FsFile,
+    readonly created: Deno.FileInfo,
+    /** The right to where it goes when it is deleted, if it has one. */
+    readonly claim?: Claim,
+    /** Keeps its identity from being used again, if it is open. */
+    readonly directory?: Deno.FsFile,
   ) {
-    this.#created = created;
-    this.#claim = claim;
-    this.#directory = directory;
     const replaced = registeredAt(path);
     register(this);
     if (replaced instanceof Scratch) replaced.#free(false);
@@ -49,34 +38,31 @@ export class Scratch implements Exiting {
 
   /** Moves it to its claim, if it is the owner's. */
   #withdraw(): Tree | undefined {
+    const { path, created, claim } = this;
+    let isOwn = false;
+    let tree: Tree | undefined;
     try {
-      if (!this.#isAt(this.path)) {
-        this.#free(false);
-        return undefined;
+      isOwn = this.#isAt(path);
+      if (!isOwn) return void this.#free(false);
+      tree = new Tree(path, path, created).moveTo(claim?.target ?? path);
+      // Another one may have taken its place right before the move.
+      if (tree?.path !== path) {
+        isOwn = false;
+        isOwn = tree !== undefined && this.#isAt(tree.path);
       }
-      const tree = new Tree(this.path, this.path, this.#created);
-      return this.#checked(tree.moveTo(this.#claim?.target ?? this.path));
+      return isOwn ? tree : undefined;
     } catch (error) {
-      throw explain(`Cannot remove ${this.path}`, error);
-    }
-  }
-
-  /** Puts it back if another one has taken its place right before the move. */
-  #checked(tree: Tree | undefined): Tree | undefined {
-    let isOwn = tree?.path === this.path;
-    try {
-      isOwn ||= tree !== undefined && this.#isAt(tree.path);
+      throw explain(`Cannot remove ${path}`, error);
     } finally {
       if (!isOwn) tree?.putBack();
+      // The deletion needs as many open files as the tree is deep.
+      this.directory?.[Symbol.dispose]();
     }
-    // The deletion needs as many open files as the tree is deep.
-    this.#directory?.[Symbol.dispose]();
-    return isOwn ? tree : undefined;
   }
 
   #isAt(path: string): boolean {
     try {
-      const own = this.#directory?.statSync() ?? this.#created;
+      const own = this.directory?.statSync() ?? this.created;
       return isSame(own, Deno.lstatSync(path));
     } catch (error) {
       if (isGone(error)) return false;
@@ -85,8 +71,8 @@ export class Scratch implements Exiting {
   }
 
   #free(isLeft?: boolean): void {
-    this.#directory?.[Symbol.dispose]();
-    this.#claim?.release(isLeft);
+    this.directory?.[Symbol.dispose]();
+    this.claim?.release(isLeft);
   }
 }
 
@@ -107,20 +93,18 @@ export async function createScratch(place: Place): Promise<Scratch> {
   const tries = { full: 1, race: 19 };
   let claim: Claim | undefined;
   const makeWay = async (error: unknown) => {
-    // Without a claim, a file is above the path.
-    const isRacy = isRace(error) &&
-      (claim || !(error instanceof Deno.errors.NotADirectory));
-    const cause = isFull(error) ? "full" : isRacy ? "race" : undefined;
-    if (!cause || tries[cause]-- === 0) throw error;
-    if (cause === "full") {
+    // Before the claim, a file is above the path.
+    if (!claim && error instanceof Deno.errors.NotADirectory) throw error;
+    const tree = path ? Tree.at(path) : undefined;
+    if (isFull(error) && tries.full-- > 0) {
       await sweep();
-      if (path) await Tree.at(path)?.delete();
-      return;
-    }
-    // Others may try as regularly as this does.
-    if (tries.race < 18) await pause((19 - tries.race) * Math.random());
-    if (error instanceof Deno.errors.NotFound) claim = claim?.release();
-    if (path && claim) await Tree.at(path)?.moveTo(claim.target)?.delete();
+      await tree?.delete();
+    } else if (isRace(error) && tries.race-- > 0) {
+      // Others may try as regularly as this does.
+      if (tries.race < 18) await pause((19 - tries.race) * Math.random());
+      if (error instanceof Deno.errors.NotFound) claim = claim?.release();
+      if (claim) await tree?.moveTo(claim.target)?.delete();
+    } else throw error;
   };
   try {
     for (;;) {

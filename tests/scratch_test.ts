@@ -300,8 +300,12 @@ Deno.test("tempPath() of a long name, below a file, read-only fails at once", {
 }, async () => {
   await using cog = await openTemp();
   Deno.writeTextFileSync(await cog.filePath("file"), "");
-  let tries = 0;
-  const { mkdirSync } = Deno;
+  let [tries, opens] = [0, 0];
+  const { mkdirSync, openSync } = Deno;
+  using _open = replace(Deno, "openSync", (path, options) => {
+    opens++;
+    return openSync(path, options);
+  });
   using _ = replace(Deno, "mkdirSync", (path, options) => {
     if (++tries === 2) throw new Error("Read-only file system");
     mkdirSync(path, options);
@@ -311,7 +315,7 @@ Deno.test("tempPath() of a long name, below a file, read-only fails at once", {
     const expected = `Cannot create scratch ${resolve(cog.root, name)}: `;
     assert(message.startsWith(expected), message);
   }
-  assertEquals(tries, 2);
+  assertEquals([tries, opens], [2, 4]);
   assertEquals(names(cog.root), [".gitignore", "file"]);
 });
 

@@ -176,9 +176,10 @@ class Run {
     return stuck && `${stuck.process} never goes on: ${stuck.label}`;
   }
 
-  /** Deletes what a killed process has left. */
+  /** Deletes what a killed process has left, or one that could not delete it. */
   async #sweep(directory: string): Promise<undefined> {
-    if (!this.#story.some((line) => line.includes(KILLED))) return;
+    const isKilled = this.#story.some((line) => line.includes(KILLED));
+    if (!isKilled && !this.#scenario.sweeps) return;
     const cog = await open(directory);
     await cog.tempPath("staging");
     for (const dir of this.#dirs) await cog.tempPath({ dir });

@@ -19,6 +19,8 @@ export interface Scenario {
   preemptions?: number;
   /** Whether one process may be killed. */
   kills?: boolean;
+  /** Whether something may be left to sweep, even without a kill. */
+  sweeps?: boolean;
   setup?(directory: string, variant: number): unknown;
   /** What is wrong at the end, if anything. */
   end?(directory: string): string | undefined;
@@ -95,6 +97,17 @@ const keepName: Process = async ({ open }, at, port) => {
   port.ask(State.AwaitsTimer, "yields");
   await sweepIn(cog);
   port.check(places.some((it) => port.sees(it)), "my scratch, here or moved");
+  await cog.close();
+};
+
+/** Takes the name twice, as if a mover had not given the first scratch back. */
+const takeTwice: Process = async ({ open }, at, port) => {
+  if (port.shared[1] === 0) return;
+  const cog = await open(at);
+  await cog.tempPath("staging");
+  port.ask(State.AwaitsTimer, "yields");
+  await cog.tempPath("staging");
+  port.await(3);
   await cog.close();
 };
 
@@ -279,7 +292,7 @@ const gone = (at: string) =>
  * - a sweep that does not try the claim: nameless, nameless-three, nameless-dir
  * - one that does not try the lock of the directory: name-kept
  * - a claim released before its tree is gone: nameless, build-nameless
- * - a lock file deleted while something stands at the claimed path: careless
+ * - a lock file deleted while something stands at the claimed path: name-left
  * - no look at the identity of named scratch before it is moved aside: name-lost
  * - none after, or no return of a stranger's: name-taken
  * - no retry of a race: builds, careless, parents
@@ -318,6 +331,7 @@ export const scenarios: Record<string, Scenario> = {
   "name-lost": { processes: [loseName(true), takeName(true)], end: gone },
   "name-taken": { processes: [loseName(false), takeName(false)], end: gone },
   "name-kept": { processes: [loseName(false), keepName], kills: true },
+  "name-left": { processes: [loseName(false), takeTwice], sweeps: true },
   "parents": {
     processes: [own("a/x"), own("a/y")],
     dirs: ["", "a"],
