@@ -282,10 +282,9 @@ export class Dir implements AsyncDisposable {
    * With a name, the file or directory of that name is deleted first. Missing
    * parents are created and stay. Hold the lock until this handle closes.
    * Otherwise the next `tempPath` of that name deletes your scratch, or your
-   * close may move new scratch of that name away for a moment. On Windows, a
-   * sweep may then delete the new scratch. Do not use the name `build`: `cog`
-   * commands remove that directory without the lock when they end, and
-   * `cog serve` also at Ctrl-C.
+   * close may move new scratch of that name away for a moment. Do not use the
+   * name `build`: `cog` commands remove that directory without the lock when
+   * they end, and `cog serve` also at Ctrl-C.
    *
    * Closing removes only the directory that was created here, never one that
    * somebody has since put in its place. A directory that was moved away stays,
@@ -293,24 +292,25 @@ export class Dir implements AsyncDisposable {
    * `Deno.exit()` and the normal end of the script remove scratch in the same
    * way. A Unix signal, or an uncaught error outside `await using`, leaves it.
    * Every later `tempPath` sweeps: it deletes nameless scratch of dead owners
-   * in `.cog/` and in the directory of its own scratch. Only a `tempPath` of
-   * the same name deletes named scratch.
+   * in `.cog/` and in the directory of its own scratch. Looking for it takes at
+   * most a hundredth of the time. Only a `tempPath` of the same name deletes
+   * named scratch.
    *
-   * A process locks a file beside its nameless scratch until it closes the
-   * handle or dies. The sweep deletes only scratch whose file is free. On a
+   * A process locks a file beside its scratch until it closes the handle or
+   * dies. The sweep deletes only scratch whose file is free. On a
    * network disk, the lock protects scratch of another host only if locks
    * exclude other hosts. On a file system without locks, nameless scratch of a
    * crash stays.
    *
    * Closing repeats a deletion for up to 0.3 seconds if somebody still writes
    * into the directory. If the deletion fails, the rest stays, at its old name
-   * if possible. Finish your own writes first: a write under way at the close
+   * if possible, or where the error says. A later sweep then tries again. Finish your own writes first: a write under way at the close
    * or an exit may create the directory again, and nothing sweeps the new one.
    * Deleting does not follow symbolic links, but enters a mount inside scratch.
    * It is not safe from somebody who swaps a parent for a symbolic link at that
    * moment.
    *
-   * Each scratch directory holds up to two open files until this handle closes.
+   * Scratch has one open file until this handle closes, or two with a name.
    * The sanitizers of `deno test` report them if the handle closes in another
    * test. In a worker, only close is certain to remove scratch.
    *
@@ -499,7 +499,8 @@ export class Dir implements AsyncDisposable {
 
   /**
    * Removes scratch and runs the cleanups of {@linkcode Dir.defer}, releases
-   * the lock, then waits for the sweeps that `tempPath` began.
+   * the lock, waits for the sweeps that `tempPath` began, then deletes the
+   * project of {@linkcode openTemp}.
    *
    * A pending {@linkcode Dir.lock} rejects. Every call returns the same
    * promise.
