@@ -379,12 +379,8 @@ export class Dir implements AsyncDisposable {
 
   #createScratch(directory: string, path?: string): Promise<Scratch> {
     this.#sweep(directory, false);
-    return createScratch({
-      root: this.root,
-      directory,
-      path,
-      sweep: () => this.#sweep(directory, true),
-    });
+    const makeRoom = () => this.#sweep(directory, true);
+    return createScratch(this.root, directory, path, makeRoom);
   }
 
   /** Deletes what crashes have left where scratch is created. */

@@ -76,20 +76,16 @@ export class Scratch implements Exiting {
   }
 }
 
-/** Where scratch is to be. */
-export interface Place {
-  root: string;
-  /** An existing one, unless it is below the root. */
-  directory: string;
-  /** Without it, nobody else uses the path. */
-  path?: string;
-  /** Deletes what fills the disk. */
-  sweep(): Promise<unknown>;
-}
-
-/** Creates scratch, and deletes what has its path. */
-export async function createScratch(place: Place): Promise<Scratch> {
-  const { root, directory, path, sweep } = place;
+/**
+ * Creates scratch in a directory, and deletes what has its path. Without a path,
+ * nobody else uses it. Missing parents are created, but not the root.
+ */
+export async function createScratch(
+  root: string,
+  directory: string,
+  path: string | undefined,
+  sweep: () => Promise<unknown>,
+): Promise<Scratch> {
   const tries = { full: 1, race: 19 };
   let claim: Claim | undefined;
   const makeWay = async (error: unknown) => {

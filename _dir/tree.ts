@@ -58,12 +58,6 @@ export class Tree implements Exiting {
     }
   }
 
-  /** Whether it is still there. */
-  isThere(): boolean {
-    const there = look(this.path);
-    return there !== undefined && isSame(this.found, there);
-  }
-
   /** Deletes it, even if an exit comes first, and tries for 0.3 s if it is in use. */
   async delete(): Promise<void> {
     register(this);
@@ -71,7 +65,8 @@ export class Tree implements Exiting {
     try {
       while (!await this.#tryDelete(clock.now() < end)) {
         await pause(20);
-        if (!this.isThere()) return;
+        const there = look(this.path);
+        if (!there || !isSame(this.found, there)) return;
       }
     } finally {
       unregister(this);
@@ -101,12 +96,8 @@ export class Tree implements Exiting {
 
   /** Moves what is left of it back home, if that is free, and tells where it is. */
   putBack(): string {
-    if (exists(this.home)) return this.path;
-    try {
-      Deno.renameSync(this.path, this.home);
-      return this.home;
-    } catch {
-      return this.path;
-    }
+    const isFree = !exists(this.home);
+    quietly(() => isFree && Deno.renameSync(this.path, this.home));
+    return isFree && !exists(this.path) ? this.home : this.path;
   }
 }
