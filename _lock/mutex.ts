@@ -15,10 +15,7 @@ import { isCurrent, openFile, tryFile, tryOpen, waitForFile } from "./file.ts";
 import { forgetLeft, Place } from "./place.ts";
 import { leaveThread, takeThread } from "./pool.ts";
 
-/**
- * Acquires the lock. The abort of `owner` abandons the wait as that of the
- * signal does, but may leave a wait in the system.
- */
+/** Acquires the lock. The abort of `owner` abandons the wait, too. */
 export async function acquire(
   path: string | URL,
   { signal, onWait }: LockOptions = {},
@@ -27,7 +24,7 @@ export async function acquire(
   signal?.throwIfAborted();
   owner?.throwIfAborted();
   const mutex = mutexAt(toPath(path));
-  const free = mutex.owesGap ? undefined : mutex.try(owner);
+  const free = mutex.streak.owed > 0 ? undefined : mutex.try(owner);
   const release = await (free ?? mutex.queue(onWait, signal, owner));
   return unlessAborted(release, [signal, owner]);
 }
@@ -86,7 +83,7 @@ class Mutex {
   /** The locked file of the holder. */
   #held: Deno.FsFile | undefined;
   #owner: AbortSignal | undefined;
-  readonly #streak = new Streak();
+  readonly streak = new Streak();
 
   /** In the order in which they asked. */
   readonly #waiters = new Set<Waiter>();
@@ -107,17 +104,13 @@ class Mutex {
   }
 
   get isIdle(): boolean {
-    return !this.#held && !this.#isServing && this.#streak.isOver;
+    return !this.#held && !this.#isServing && this.streak.isOver;
   }
 
   /** Whether all have left a wait for a file that was deleted since. */
   get isStale(): boolean {
     return this.#awaited !== undefined && !this.#held &&
       this.#waiters.size === 0 && !isCurrent(this.#path, this.#awaited);
-  }
-
-  get owesGap(): boolean {
-    return this.#streak.owed > 0;
   }
 
   /** Acquires the lock if nobody holds it and nobody in this thread waits for it. */
@@ -154,7 +147,7 @@ class Mutex {
     forgetLeft((path) => path === this.#path);
     this.#held = file;
     this.#owner = owner;
-    this.#streak.begin();
+    this.streak.begin();
     const release: Release = () => this.#release(file);
     release[Symbol.dispose] = release;
     return release;
@@ -166,7 +159,7 @@ class Mutex {
     // Closing frees it too, but on Windows that may take a while.
     quietly(() => file.unlockSync());
     file.close();
-    this.#streak.end();
+    this.streak.end();
     if (this.#isServing) this.wake();
     else if (this.#waiters.size > 0) this.#serve();
   }
@@ -210,7 +203,7 @@ class Mutex {
   /** Gets the lock, and grants it to whoever is first by then. */
   async #serve(): Promise<void> {
     this.#isServing = true;
-    if (this.owesGap) await (this.#gap = this.#giveWay());
+    if (this.streak.owed > 0) await (this.#gap = this.#giveWay());
     const mustServe = () => this.#waiters.size > 0 && !this.#held;
     while (mustServe()) {
       using opened = new DisposableStack();
@@ -240,7 +233,8 @@ class Mutex {
     const wake = () => this.wake();
     let patience = PATIENCE;
     let dueAt = 0;
-    if (this.#canLeave) this.#place?.stand();
+    const hasSignals = () => this.#blockers.size < this.#waiters.size;
+    if (hasSignals()) this.#place?.stand();
     else this.#leavePlace();
     try {
       do {
@@ -256,7 +250,7 @@ class Mutex {
           this.#awaited = file;
           if (await waitForFile(this.#path, file)) return true;
         } else {
-          if (this.#canLeave && now >= Math.max(since + PATIENCE, dueAt)) {
+          if (hasSignals() && now >= Math.max(since + PATIENCE, dueAt)) {
             this.#place ??= quietly(() => new Place(this.#path, wake));
           }
           await this.#pause(
@@ -272,14 +266,9 @@ class Mutex {
     }
   }
 
-  /** Whether a waiter has a signal. */
-  get #canLeave(): boolean {
-    return this.#blockers.size < this.#waiters.size;
-  }
-
   async #giveWay(): Promise<void> {
     let left: number;
-    while (this.#waiters.size > 0 && (left = this.#streak.owed) > 0) {
+    while (this.#waiters.size > 0 && (left = this.streak.owed) > 0) {
       await this.#pause(Math.ceil(left));
     }
   }
@@ -294,10 +283,7 @@ class Mutex {
   }
 }
 
-/**
- * The pause in milliseconds. A freed lock idles for at most a fortieth of the
- * wait, or 1 ms.
- */
+/** The pause in milliseconds, for which a free lock idles at most. */
 function pauseAfter(waited: number): number {
   const random = 1 - Math.random() / 2; // to fall out of step with others
   return Math.max(Math.min(waited / 40, 100) * random, 1);

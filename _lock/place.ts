@@ -15,6 +15,7 @@ import { tryOpen } from "./file.ts";
  */
 export const CODE = `
   let file, late;
+  void [setTimeout, clearTimeout]; // Deno takes long to load them
   const steps = {
     async stand(path) {
       if (!(await Deno.stat(path)).isFile) return false;
@@ -70,12 +71,8 @@ export function forgetLeft(wasFree: (path: string) => boolean): void {
 }
 
 function isFree(path: string): boolean {
-  try {
-    using file = tryOpen(path, false);
-    return file !== undefined;
-  } catch {
-    return true; // it is deleted
-  }
+  using file = quietly(() => tryOpen(path, false) ?? null);
+  return file !== null; // nor is it held where it is deleted
 }
 
 export class Place implements Disposable {
