@@ -145,9 +145,8 @@ if (HAS_PROC) {
   });
 }
 
-/** The milliseconds to the lock beside processes that hold it by turns. */
+/** The milliseconds to the lock beside callers of one process that hold it by turns. */
 async function beside(
-  processes: number,
   callers: number,
   hold: number,
   acquire: () => Promise<Disposable>,
@@ -161,31 +160,51 @@ async function beside(
     }
     for (let i = 0; i < ${callers}; i++) again();
     console.log("started");`;
-  await using stack = new AsyncDisposableStack();
-  for (let i = 0; i < processes; i++) {
-    const other = stack.use(script(code, [path]));
-    stack.defer(() => other.kill());
-    await other.line();
-  }
+  await using other = script(code, [path]);
+  using _end = { [Symbol.dispose]: () => other.kill() };
+  await other.line();
   await delay(200 + 100 * Math.random());
   const start = performance.now();
   using _lock = await acquire();
   return performance.now() - start;
 }
-compare("wait beside three that hold it 10 ms by turns", "ms", 9, {
-  "lock()": () => beside(3, 1, 10, patient),
-  "lock() behind one with an AbortSignal": () =>
-    beside(3, 1, 10, async () => {
-      const first = impatient();
-      const second = patient();
-      (await first)();
-      return await second;
-    }),
-  "lock() with an AbortSignal": () => beside(3, 1, 10, impatient),
-});
+/** The grants in eight seconds to three processes without a signal, and to three with one. */
+async function mix(hold: number): Promise<number[]> {
+  const code = `
+    let grants = 0;
+    let isOver = false;
+    heard().then(() => isOver = true);
+    console.log("started");
+    while (!isOver) {
+      const signal = args[1] ? AbortSignal.timeout(600_000) : undefined;
+      using _lock = await lock(args[0], { signal });
+      grants++;
+      await new Promise((resolve) => setTimeout(resolve, ${hold}));
+    }
+    console.log(grants);
+    Deno.exit();`;
+  await using stack = new AsyncDisposableStack();
+  const start = (...how: string[]) =>
+    [1, 2, 3].map(() => stack.use(script(code, [path, ...how])));
+  const kinds = [start(), start("with a signal")];
+  for (const peer of kinds.flat()) await peer.line();
+  await delay(8000);
+  for (const peer of kinds.flat()) await peer.go();
+  return await Promise.all(kinds.map(async (peers) => {
+    const grants = await Promise.all(peers.map((peer) => peer.line()));
+    return grants.reduce((sum, many) => sum + Number(many), 0);
+  }));
+}
+for (const hold of [10, 50, 300]) {
+  let grants: number[];
+  compare(`grants to six that hold it ${hold} ms`, "", 3, {
+    "three without an AbortSignal": async () => (grants = await mix(hold))[0],
+    "three with one": () => grants[1],
+  });
+}
 compare("wait of a 100 ms poller beside callers of one process", "ms", 15, {
-  "four by turns that hold it 5 ms": () => beside(1, 4, 5, poll),
-  "one in a loop that holds it 5 ms": () => beside(1, 1, 5, poll),
-  "two by turns that hold it 600 ms": () => beside(1, 2, 600, poll),
-  "two by turns that hold it 1,000 ms": () => beside(1, 2, 1000, poll),
+  "four by turns that hold it 5 ms": () => beside(4, 5, poll),
+  "one in a loop that holds it 5 ms": () => beside(1, 5, poll),
+  "two by turns that hold it 600 ms": () => beside(2, 600, poll),
+  "two by turns that hold it 1,000 ms": () => beside(2, 1000, poll),
 });

@@ -37,7 +37,7 @@ const SCRIPT = `
   heard().then(() => isOver = true);
   async function loop() {
     while (!isOver) {
-      const signal = isPatient ? undefined : AbortSignal.timeout(below(200));
+      const signal = isPatient ? undefined : AbortSignal.timeout(below(900));
       try {
         using _lock = await lock(path, { signal });
         console.log("grants");
