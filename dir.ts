@@ -428,8 +428,8 @@ export class Dir implements AsyncDisposable {
    * If this handle closes during the wait, the promise rejects at once. But a
    * wait without an `AbortSignal` goes on in the operating system: until the
    * lock is free, it keeps the process alive, and counts as one of the two
-   * paths of {@linkcode lock} whose waiters the operating system wakes. The
-   * abandoned wait then holds the lock until the event loop turns. A
+   * paths of {@linkcode lock} that may have such waits. The abandoned wait then
+   * holds the lock until the event loop turns. A
    * synchronous call that needs the lock, such as `new Deno.Command("cog", {
    * args: ["build"] }).outputSync()`, can hang after such a close. Use an
    * `AbortSignal` if you may close while you wait.
