@@ -97,8 +97,11 @@ function onTerminal(before: string, words: string[]) {
 }
 
 const EVAL = [Deno.execPath(), "eval", "--quiet"]; // and the code
-const APART = !WINDOWS && has("perl"); // Git for Windows has another
-const HAS_TERMINAL = HAS_PROC && has("script"); // macOS has another
+const APART = { ignore: WINDOWS || !has("perl") }; // Git for Windows has another
+const TERMINAL = { ignore: !HAS_PROC || !has("script") }; // macOS has another
+const FLOCK = { ignore: !has("flock") || !has("timeout") };
+const POSIX = { ignore: WINDOWS };
+const STRACE = { ignore: !HAS_STRACE };
 
 async function output([command, ...args]: string[]) {
   const process = new Deno.Command(command, { args, stdin: "null" });
@@ -236,9 +239,7 @@ Deno.test("build publishes a project, time after time", async () => {
   assertEquals(Deno.readTextFileSync(reader), "old");
 });
 
-Deno.test("build that fails to publish leaves the old one", {
-  ignore: !HAS_STRACE,
-}, async () => {
+Deno.test("build that fails leaves the old one", STRACE, async () => {
   using dir = project();
   await result("build", dir.path);
   const third = "-e trace=/^rename -e inject=/^rename:error=EIO:when=3";
@@ -248,7 +249,7 @@ Deno.test("build that fails to publish leaves the old one", {
   await assertBuilt(dir, "cog.yaml", "src/file");
 });
 
-Deno.test("build | true ends well", { ignore: WINDOWS }, async () => {
+Deno.test("build | true ends well", POSIX, async () => {
   using dir = project();
   const pipe = ["sh", "-c", '"$@" | true', "sh"];
   const ended = await output([...pipe, ...commandLine("build", [dir.path])]);
@@ -256,9 +257,7 @@ Deno.test("build | true ends well", { ignore: WINDOWS }, async () => {
   await assertBuilt(dir, "cog.yaml", "src/file");
 });
 
-Deno.test("build streams a large file, and shows its progress", {
-  ignore: !HAS_TERMINAL,
-}, async () => {
+Deno.test("build streams a file, shows progress", TERMINAL, async () => {
   using dir = project();
   const staged = resolve(dir.cog, "staging", "weights");
   let peak = 0;
@@ -349,39 +348,26 @@ Deno.test("wait and run give up", async () => {
   using dir = project();
   await using _holder = await held(dir.lock);
   const run = ["--wait", "0.2", dir.path, "true"];
-  const calls: [string, Example, ...string[]][] = [
-    ["the lock was not free within 0.2 s", "wait", dir.path, "0.2"],
-    ["the lock was not free within 0.2 s", "run", ...run],
-  ];
-  for (const [reason, ...call] of calls) {
-    const { code, out, err: [_waits, ...more] } = await result(...call);
-    assertEquals([code, out, more], [1, [], [`Gave up: ${reason}`]]);
+  for (const call of [result("wait", dir.path, "0.2"), result("run", ...run)]) {
+    const { code, out, err: [_waits, ...more] } = await call;
+    const reason = "Gave up: the lock was not free within 0.2 s";
+    assertEquals([code, out, more], [1, [], [reason]]);
   }
 });
 
-Deno.test("build, wait and run take turns", { ignore: WINDOWS }, async () => {
+Deno.test("build, wait and run take turns", POSIX, async () => {
   using dir = project();
   const { path } = dir;
-  const runs = `Waiting for the lock of ${path}`;
+  const lock = `the lock of ${path}`;
   const calls: [string, string, Example, ...string[]][] = [
-    [
-      `Waiting for another build in ${path}`,
-      "Staged files: 2 (3 bytes)",
-      "build",
-      path,
-    ],
-    [
-      "Waiting for another build, up to 60 s",
-      "The lock is held here",
-      "wait",
-      path,
-    ],
-    [runs, "1", "run", path, "echo", "1"],
-    [runs, "2", "run", "--wait", "60", path, "echo", "2"],
+    [`another build in ${path}`, "Staged files: 2 (3 bytes)", "build", path],
+    ["another build, up to 60 s", "The lock is held here", "wait", path],
+    [lock, "1", "run", path, "echo", "1"],
+    [lock, "2", "run", "--wait", "60", path, "echo", "2"],
   ];
   for (const [notice, line, ...call] of calls) {
     await using holder = await held(dir.lock);
-    await using waiter = await waiting(notice, ...call);
+    await using waiter = await waiting(`Waiting for ${notice}`, ...call);
     assertEquals(exists(resolve(dir.cog, "staging")), false);
     await holder.go();
     assertEquals(await waiter.line(), line);
@@ -392,20 +378,17 @@ Deno.test("build, wait and run take turns", { ignore: WINDOWS }, async () => {
 const SIGNALS = { SIGHUP: 129, SIGINT: 130, SIGQUIT: 131, SIGTERM: 143 };
 
 /** Says which signals it gets, until it reads a line. */
-const HEARING = [
-  ...EVAL,
-  `
+const HEARING = EVAL.concat(`
   for (const signal of ${JSON.stringify(Object.keys(SIGNALS))}) {
     Deno.addSignalListener(signal, () => console.log(signal));
   }
   console.log(String(Deno.ppid)); // a terminal shows numbers in color
   await Deno.stdin.read(new Uint8Array(1));
   Deno.exit(7);
-`,
-];
+`);
 
 for (const signal of Object.keys(SIGNALS) as (keyof typeof SIGNALS)[]) {
-  Deno.test(`run passes ${signal} on`, { ignore: !APART }, async () => {
+  Deno.test(`run passes ${signal} on`, APART, async () => {
     using dir = project();
     await using run = withoutTerminal("run", dir.path, ...HEARING);
     assertEquals(await run.line(), `${run.pid}`);
@@ -442,9 +425,7 @@ Deno.test("run ignores a late signal", { ignore: !HAS_PROC }, async () => {
 });
 
 for (const before of ["", "cat |"]) {
-  Deno.test(`${before} run does not double Ctrl-C`, {
-    ignore: !HAS_TERMINAL,
-  }, async () => {
+  Deno.test(`${before} run does not double Ctrl-C`, TERMINAL, async () => {
     using dir = project();
     const words = commandLine("run", [dir.path, ...HEARING]);
     const run = onTerminal(`trap "" INT QUIT; ${before}`, words);
@@ -505,9 +486,7 @@ function assertFetched({ cog }: Project, name: string, content = "weights") {
 }
 
 for (const signal of ["SIGINT", "SIGKILL"] as const) {
-  Deno.test(`cache fetches once for three, after ${signal} of a fourth`, {
-    ignore: WINDOWS,
-  }, async () => {
+  Deno.test(`cache fetches once, after ${signal} too`, POSIX, async () => {
     using dir = project();
     const answer = Promise.withResolvers<Response>();
     await using http = await server((count) =>
@@ -576,9 +555,7 @@ const README = Deno.readTextFileSync(local("../README.md"));
 const SHELL = [...README.matchAll(/^```sh\r?\n(.*?)^```/gms)]
   .flatMap(([, block]) => block.trim().split(/\r?\n/));
 
-Deno.test("the README's line for a shell waits for the lock, then copies", {
-  ignore: !has("flock") || !has("timeout"),
-}, async () => {
+Deno.test("the README's line for a shell waits", FLOCK, async () => {
   using dir = project();
   Deno.mkdirSync(resolve(dir.path, "weights"));
   const copied = resolve(dir.cog, "weights");

@@ -57,7 +57,7 @@ const careless: Process = async ({ open }, at) => {
 };
 
 /** Has the name first, and closes after or while another takes it. */
-const loseName = (isLate: boolean): Process => async ({ open }, at, port) => {
+const loseName: Process = async ({ open }, at, port, isLate) => {
   const cog = await open(at);
   await cog.tempPath("staging");
   port.say([1]);
@@ -67,7 +67,7 @@ const loseName = (isLate: boolean): Process => async ({ open }, at, port) => {
 };
 
 /** Takes the name from another, whose close must leave it alone. */
-const takeName = (isLate: boolean): Process => async ({ open }, at, port) => {
+const takeName: Process = async ({ open }, at, port, isLate) => {
   port.await(1);
   const cog = await open(at);
   const mine = `${await cog.tempPath("staging")}/mine`;
@@ -293,8 +293,8 @@ const gone = (at: string) =>
  * - one that does not try the lock of the directory: name-kept
  * - a claim released before its tree is gone: nameless, build-nameless
  * - a lock file deleted while something stands at the claimed path: name-left
- * - no look at the identity of named scratch before it is moved aside: name-lost
- * - none after, or no return of a stranger's: name-taken
+ * - no look at the identity of named scratch before it is moved aside, none after,
+ *   or no return of a stranger's: name-taken
  * - no retry of a race: builds, careless, parents
  *
  * A deletion finds entries by their paths here, so it never follows a directory
@@ -328,22 +328,13 @@ export const scenarios: Record<string, Scenario> = {
     end: gone,
     kills: true,
   },
-  "name-lost": { processes: [loseName(true), takeName(true)], end: gone },
-  "name-taken": { processes: [loseName(false), takeName(false)], end: gone },
-  "name-kept": { processes: [loseName(false), keepName], kills: true },
-  "name-left": { processes: [loseName(false), takeTwice], sweeps: true },
+  "name-taken": { processes: [loseName, takeName], end: gone, variants: 2 },
+  "name-kept": { processes: [loseName, keepName], kills: true },
+  "name-left": { processes: [loseName, takeTwice], sweeps: true },
   "parents": {
     processes: [own("a/x"), own("a/y")],
     dirs: ["", "a"],
     kills: true,
-  },
-  "new-project": {
-    processes: [
-      async ({ open }, at) => await (await open(at)).close(),
-      async ({ open }, at) => void await (await open(at)).path("a/b"),
-      async ({ open }, at) => void await (await open(at)).filePath("a/c"),
-    ],
-    end: (at) => exists(`${at}/.cog/a/b`) ? undefined : "a/b is missing",
   },
   "wait": { processes: [...Array(2).fill(hold("wait")), hold("try")] },
   "wait-polling": { processes: [hold("wait"), hold("poll"), hold("try")] },
@@ -354,8 +345,7 @@ export const scenarios: Record<string, Scenario> = {
     variants: 2,
     kills: true,
   },
-  "place": { processes: [holdFirst(), meanwhile(hold("poll")), stand] },
-  "place-killed": {
+  "place": {
     processes: [holdFirst(), meanwhile(hold("poll")), stand],
     kills: true,
   },
