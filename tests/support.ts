@@ -4,6 +4,7 @@ import { abortable } from "@std/async/abortable";
 import { delay } from "@std/async/delay";
 import { fromFileUrl } from "@std/path/from-file-url";
 import { resolve } from "@std/path/resolve";
+import { quietly } from "../_error.ts";
 
 export const MOD = import.meta.resolve("../mod.ts");
 
@@ -26,7 +27,6 @@ export class Peer implements AsyncDisposable {
   readonly #process: Deno.ChildProcess;
   readonly #stdin: WritableStreamDefaultWriter<Uint8Array<ArrayBuffer>>;
   readonly #stdout: ReadableStreamDefaultReader<string>;
-  readonly #ended: Promise<Deno.CommandStatus>;
   #unread = "";
 
   constructor(command: string, args: string[], options?: Deno.CommandOptions) {
@@ -40,7 +40,6 @@ export class Peer implements AsyncDisposable {
     this.#stdin = this.#process.stdin.getWriter();
     this.#stdout = this.#process.stdout
       .pipeThrough(new TextDecoderStream()).getReader();
-    this.#ended = this.#process.status;
   }
 
   get pid(): number {
@@ -67,16 +66,12 @@ export class Peer implements AsyncDisposable {
 
   /** How it ended. Fails if it does not do so soon. */
   ended(): Promise<Deno.CommandStatus> {
-    return soon(this.#ended);
+    return soon(this.#process.status);
   }
 
   /** Kills it, if it has not ended. */
   kill(signal: Deno.Signal = "SIGKILL"): void {
-    try {
-      this.#process.kill(signal);
-    } catch (error) {
-      if (!(error instanceof TypeError)) throw error;
-    }
+    quietly(() => this.#process.kill(signal));
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -102,9 +97,8 @@ export function script(
     const args = Deno.args;
     const heard = () => Deno.stdin.read(new Uint8Array(64));
   `;
-  const url = `data:application/typescript,${
-    encodeURIComponent(prelude + code)
-  }`;
+  const text = encodeURIComponent(prelude + code);
+  const url = `data:application/typescript,${text}`;
   const flags = ["--quiet", ...RESOLUTION, ...permissions];
   const [command, ...rest] = [...under, Deno.execPath(), "run"];
   return new Peer(command, [...rest, ...flags, url, ...args], options);
@@ -122,12 +116,8 @@ export function stranger(path: string): Peer {
 }
 
 export function has(command: string): boolean {
-  try {
-    new Deno.Command(command, { args: ["--version"] }).outputSync();
-    return true;
-  } catch {
-    return false;
-  }
+  const version = new Deno.Command(command, { args: ["--version"] });
+  return quietly(() => version.outputSync()) !== undefined;
 }
 
 /** Whether nobody holds the lock on `path`, this process included. */
@@ -138,10 +128,8 @@ export function isFree(path: string): boolean {
 
 /** How many waits of a process stand in the operating system. */
 export function blocked(pid: number): number {
-  return Deno.readTextFileSync("/proc/locks").split("\n")
-    .filter((line) =>
-      line.includes("->") && line.split(/\s+/).includes(`${pid}`)
-    ).length;
+  const locks = Deno.readTextFileSync("/proc/locks").split("\n");
+  return locks.filter((it) => /->/.test(it) && it.includes(` ${pid} `)).length;
 }
 
 export const WINDOWS = Deno.build.os === "windows";
@@ -178,13 +166,8 @@ export function openFiles(pid: number = Deno.pid): string[] {
 }
 
 /** The path of a descriptor: none for the directory that was just read. */
-export function openFileAt(fd: string, pid = Deno.pid): string | undefined {
-  try {
-    return Deno.readLinkSync(`/proc/${pid}/fd/${fd}`);
-  } catch {
-    return undefined;
-  }
-}
+export const openFileAt = (fd: string, pid = Deno.pid): string | undefined =>
+  quietly(() => Deno.readLinkSync(`/proc/${pid}/fd/${fd}`));
 
 /** Settles as `promise` does, and fails instead of waiting for ever. */
 export function soon<T>(promise: Promise<T>): Promise<T> {
@@ -198,9 +181,7 @@ export async function until(condition: () => boolean): Promise<void> {
 }
 
 /** A new directory, removed at the end of the block. Nothing is at its `file`. */
-export function scene(
-  dir?: string,
-): { path: string; file: string } & Disposable {
+export function scene(dir?: string) {
   const path = Deno.realPathSync(Deno.makeTempDirSync({ dir }));
   return {
     path,
@@ -210,18 +191,12 @@ export function scene(
 }
 
 /** Whether links can be created: Windows requires a privilege. */
-export const CAN_LINK = canLink();
-
-function canLink(): boolean {
+export const CAN_LINK = quietly(() => {
   using dir = scene();
   const link = resolve(dir.path, "link");
-  try {
-    Deno.symlinkSync(dir.path, link, { type: "dir" });
-    return Deno.lstatSync(link).isSymlink;
-  } catch {
-    return false;
-  }
-}
+  Deno.symlinkSync(dir.path, link, { type: "dir" });
+  return Deno.lstatSync(link).isSymlink;
+}) ?? false;
 
 export function exists(path: string): boolean {
   try {

@@ -34,9 +34,8 @@ const root = Deno.makeTempDirSync({ dir: disk, prefix: "dotcog-" });
 let played = 0;
 
 async function explore(task: Task, memory: SharedArrayBuffer): Promise<Result> {
-  const ports = scenarios[task.name].processes.map((_, i) =>
-    new Port(memory, i)
-  );
+  const { processes } = scenarios[task.name];
+  const ports = processes.map((_, i) => new Port(memory, i));
   let choices: number[] | undefined = task.only ?? [];
   let fault: string | undefined;
   let schedules = 0;
@@ -76,18 +75,16 @@ class Run {
     Deno.mkdirSync(directory, { recursive: true });
     let fault: string | undefined;
     try {
-      fault = this.#interleave(directory) ?? await this.#sweep(directory) ??
-        this.#scenario.end?.(directory) ?? this.#leftovers(directory);
+      fault = this.#interleave(directory) ?? await this.#end(directory);
     } catch (error) {
       fault = `${(error as Error).stack}`;
     }
     Deno.removeSync(parent, { recursive: true });
     if (fault === undefined) return undefined;
     const { name, preemptions } = this.task;
-    const replay = `deno task explore ${name} ${preemptions} ${
-      this.choices.join() || 0
-    }`;
-    return [...this.#story, "", fault, "", replay].join("\n");
+    const replay = `${name} ${preemptions} ${this.choices.join() || 0}`;
+    return [...this.#story, "", fault, "", `deno task explore ${replay}`]
+      .join("\n");
   }
 
   #interleave(directory: string): string | undefined {
@@ -144,9 +141,8 @@ class Run {
       if (dies || is(next, State.Ready)) steps++;
       if (dies || /^(unlock|share|close) /.test(port.label)) releases++;
       if (!dies && port.label.startsWith(SAY)) {
-        for (const what of port.label.slice(SAY.length).split(",")) {
-          said.add(what);
-        }
+        const whats = port.label.slice(SAY.length).split(",");
+        for (const what of whats) said.add(what);
       } else if (port.label === UNSAY) said.clear();
       this.#story.push(`${next}  ${dies ? KILLED : ""}${port.label}`);
       if (dies) {
@@ -176,27 +172,21 @@ class Run {
     return stuck && `${stuck.process} never goes on: ${stuck.label}`;
   }
 
-  /** Deletes what a killed process has left, or one that could not delete it. */
-  async #sweep(directory: string): Promise<undefined> {
-    const isKilled = this.#story.some((line) => line.includes(KILLED));
-    if (!isKilled && !this.#scenario.sweeps) return;
-    const cog = await open(directory);
-    await cog.tempPath("staging");
-    for (const dir of this.#dirs) await cog.tempPath({ dir });
-    await cog.close();
-  }
-
-  #leftovers(directory: string): string | undefined {
-    const left = this.#dirs.map((dir) => `${directory}/.cog/${dir}`)
+  /** What is wrong after a sweep, where a process may have left something. */
+  async #end(directory: string): Promise<string | undefined> {
+    const { dirs = [""], end, sweeps } = this.#scenario;
+    if (sweeps || this.#story.some((line) => line.includes(KILLED))) {
+      const cog = await open(directory);
+      await cog.tempPath("staging");
+      for (const dir of dirs) await cog.tempPath({ dir });
+      await cog.close();
+    }
+    const left = dirs.map((dir) => `${directory}/.cog/${dir}`)
       .flatMap((path) => quietly(() => [...Deno.readDirSync(path)]) ?? [])
-      .map(({ name }) => name).filter((name) =>
-        /^\.scratch-.{36}(\.lock)?$/.test(name)
-      );
-    return left.length > 0 ? `scratch is left: ${left}` : undefined;
-  }
-
-  get #dirs(): string[] {
-    return this.#scenario.dirs ?? [""];
+      .map(({ name }) => name)
+      .filter((name) => /^\.scratch-.{36}(\.lock)?$/.test(name));
+    return end?.(directory) ??
+      (left.length > 0 ? `scratch is left: ${left}` : undefined);
   }
 
   /** The number of steps until a choice takes another way than the first. */

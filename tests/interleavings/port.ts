@@ -156,10 +156,7 @@ export class Port {
     this.#put(1, 1);
   }
 
-  /**
-   * Lets the process take so many steps, or fewer if it must wait, and waits until
-   * it stands.
-   */
+  /** Lets it take so many steps, or fewer if it must wait, until it stands. */
   go(steps: number): void {
     this.#steps.shift();
     if (this.#steps.length > 0) return;

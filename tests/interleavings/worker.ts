@@ -50,11 +50,7 @@ function wrap(): void {
   for (const name of [...ofPaths, "writeTextFileSync"]) {
     precede(Deno, name, (_, path) => short(path));
   }
-  precede(
-    Deno,
-    "renameSync",
-    (_, from, to) => `${short(from)} to ${short(to)}`,
-  );
+  precede(Deno, "renameSync", (_, ...paths) => paths.map(short).join(" to "));
   for (const name of ["unlockSync", "statSync", "close"]) {
     precede(proto, name, (file) => openFiles.get(file));
   }
