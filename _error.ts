@@ -1,20 +1,20 @@
 /**
  * An error of the same class and `code`. Its message begins with what was tried,
- * and its cause is the original.
+ * and its cause is the original. It names the path that the user knows instead of
+ * another one.
  */
-export function explain(tried: string, error: unknown): Error {
+export function explain(
+  tried: string,
+  error: unknown,
+  path = "",
+  known = "",
+): Error {
   const { constructor, message, code } = error as Error & { code?: string };
   const explained = new (constructor as ErrorConstructor)(
-    `${tried}: ${message}`,
+    `${tried}: ${message.replaceAll(path, known)}`,
     { cause: error },
   );
   return code === undefined ? explained : Object.assign(explained, { code });
-}
-
-/** Names the path that the user knows, where the message has another one. */
-export function renamePath(error: unknown, path: string, known: string): void {
-  if (!(error instanceof Error)) return;
-  error.message = error.message.replaceAll(path, known);
 }
 
 /** A value as messages show it: a string in quotes, with a NUL in it escaped. */

@@ -297,20 +297,20 @@ export class Dir implements AsyncDisposable {
    * named scratch.
    *
    * A process locks a file beside its scratch until it closes the handle or
-   * dies. The sweep deletes only scratch whose file is free. On a
-   * network disk, the lock protects scratch of another host only if locks
-   * exclude other hosts. On a file system without locks, nameless scratch of a
-   * crash stays.
+   * dies. The sweep deletes only scratch whose file is free. On a network disk,
+   * the lock protects scratch of another host only if locks exclude other hosts.
+   * On a file system without locks, nameless scratch of a crash stays.
    *
    * Closing repeats a deletion for up to 0.3 seconds if somebody still writes
    * into the directory. If the deletion fails, the rest stays, at its old name
-   * if possible, or where the error says. A later sweep then tries again. Finish your own writes first: a write under way at the close
-   * or an exit may create the directory again, and nothing sweeps the new one.
+   * if possible, or where the error says. Finish your own writes first: a write
+   * under way at the close or an exit may create the directory again, and
+   * nothing sweeps the new one.
    * Deleting does not follow symbolic links, but enters a mount inside scratch.
    * It is not safe from somebody who swaps a parent for a symbolic link at that
    * moment.
    *
-   * Scratch has one open file until this handle closes, or two with a name.
+   * Each scratch directory holds up to two open files until this handle closes.
    * The sanitizers of `deno test` report them if the handle closes in another
    * test. In a worker, only close is certain to remove scratch.
    *
@@ -583,7 +583,9 @@ function areOptions(
 function createTempProject(): Scratch {
   try {
     const path = toPath(Deno.makeTempDirSync({ prefix: "cog-" }));
-    return new Scratch(path, Deno.lstatSync(path));
+    const directory = WINDOWS ? undefined : Deno.openSync(path);
+    const created = directory?.statSync() ?? Deno.lstatSync(path);
+    return new Scratch(path, created, undefined, directory);
   } catch (error) {
     throw explain(`Cannot create a directory in ${tempDir()}`, error);
   }

@@ -25,7 +25,9 @@ export function register(it: Exiting): void {
 /** The result tells whether it was registered. */
 export function unregister(it: Exiting): boolean {
   const was = exits.get(it.path) === it && exits.delete(it.path);
-  if (exits.size === 0) removeEventListener.call(globalThis, "unload", exit);
+  if (was && exits.size === 0) {
+    removeEventListener.call(globalThis, "unload", exit);
+  }
   return was;
 }
 

@@ -5,18 +5,9 @@ import { normalize as windowsNormalize } from "@std/path/windows/normalize";
 export const LOCK_NAME = "cog.lock";
 
 const SCRATCH = "\\.scratch-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}";
-const SCRATCH_LOCK = new RegExp(`^${SCRATCH}\\.lock$`);
+/** The name of the lock file that shows that scratch is owned. */
+export const SCRATCH_LOCK = new RegExp(`^${SCRATCH}\\.lock$`);
 const RESERVED = new RegExp(`^${SCRATCH}(\\.lock)?$`, "i");
-
-/** A new name for a directory, beside which a lock file shows that it is owned. */
-export function newScratchName(): string {
-  return `.scratch-${crypto.randomUUID()}`;
-}
-
-/** Whether it is the name of the lock file of scratch. */
-export function isScratchLock(name: string): boolean {
-  return SCRATCH_LOCK.test(name);
-}
 
 /** Names of something else on Windows: streams, short names, devices. */
 const ALIAS =

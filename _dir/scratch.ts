@@ -12,23 +12,22 @@ export class Scratch implements Exiting {
     readonly created: Deno.FileInfo,
     /** The right to where it goes when it is deleted, if it has one. */
     readonly claim?: Claim,
-    /** Keeps its identity from being used again, if it is open. */
+    /** Keeps its identity, which some disks change. Windows opens none. */
     readonly directory?: Deno.FsFile,
   ) {
     const replaced = registeredAt(path);
     register(this);
-    if (replaced instanceof Scratch) replaced.#free(false);
+    if (replaced instanceof Scratch) replaced.#free(true);
   }
 
   /** Deletes it, unless another one has taken its place. */
   async remove(): Promise<void> {
-    let isLeft: boolean | undefined;
     try {
       const tree = unregister(this) ? this.#withdraw() : undefined;
       await tree?.delete();
-      if (tree) isLeft = false;
+      if (tree) this.#free(true);
     } finally {
-      this.#free(isLeft);
+      this.#free();
     }
   }
 
@@ -42,14 +41,11 @@ export class Scratch implements Exiting {
     let isOwn = false;
     let tree: Tree | undefined;
     try {
-      isOwn = this.#isAt(path);
-      if (!isOwn) return void this.#free(false);
+      if (!this.#isAt(path)) return void this.#free(true);
       tree = new Tree(path, path, created).moveTo(claim?.target ?? path);
       // Another one may have taken its place right before the move.
-      if (tree?.path !== path) {
-        isOwn = false;
-        isOwn = tree !== undefined && this.#isAt(tree.path);
-      }
+      isOwn = tree?.path === path ||
+        tree !== undefined && this.#isAt(tree.path);
       return isOwn ? tree : undefined;
     } catch (error) {
       throw explain(`Cannot remove ${path}`, error);
@@ -70,9 +66,9 @@ export class Scratch implements Exiting {
     }
   }
 
-  #free(isLeft?: boolean): void {
+  #free(isDone?: boolean): void {
     this.directory?.[Symbol.dispose]();
-    this.claim?.release(isLeft);
+    this.claim?.release(isDone);
   }
 }
 
@@ -131,31 +127,30 @@ function claimIn(directory: string, root: string): Claim {
 /** Creates it under the claim, and moves it to the path. */
 function createAt(path: string, claim: Claim): Scratch {
   const { target } = claim;
-  const isNamed = path !== target;
   using undo = new DisposableStack();
   Deno.mkdirSync(target);
   undo.defer(() => quietly(() => Deno.removeSync(target)));
-  const directory = isNamed && !WINDOWS
-    ? undo.use(Deno.openSync(target))
-    : undefined;
+  const directory = WINDOWS ? undefined : undo.use(Deno.openSync(target));
   const created = directory?.statSync() ?? Deno.lstatSync(target);
   // No sweep takes it where another's close moves it, even if that one dies.
   quietly(() => directory?.tryLockSync(true));
-  if (isNamed) Deno.renameSync(target, path); // replaces an empty directory
+  if (path !== target) Deno.renameSync(target, path); // replaces an empty directory
   undo.move();
   return new Scratch(path, created, claim, directory);
 }
 
 /** Scratch that is reached by a link might be outside the root. */
 export function refuseLinks(root: string, path: string): void {
-  let parent = parentOf(path);
-  while (parent !== root) {
+  for (
+    let parent = parentOf(path);
+    parent !== root;
+    parent = parentOf(parent)
+  ) {
     if (quietly(() => Deno.lstatSync(parent))?.isSymlink) {
       throw new Deno.errors.NotADirectory(
         `Cannot create scratch ${path}: ${parent} is a symbolic link; ` +
           `use a name that does not lead through one`,
       );
     }
-    parent = parentOf(parent);
   }
 }

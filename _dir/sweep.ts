@@ -1,10 +1,10 @@
-import { isGone, quietly } from "../_error.ts";
+import { quietly } from "../_error.ts";
 import { clock } from "../_lock/clock.ts";
 import { tryOpen } from "../_lock/file.ts";
 import { joinName, WINDOWS } from "../_path.ts";
-import { claimedBy } from "./claim.ts";
+import { LOCK } from "./claim.ts";
 import { registeredAt } from "./exits.ts";
-import { isScratchLock } from "./names.ts";
+import { SCRATCH_LOCK } from "./names.ts";
 import { look, RECURSIVE } from "./tree.ts";
 
 /** When directories that took long to list may be listed again. */
@@ -22,7 +22,7 @@ export async function sweep(
   if (!isUrgent && start < (rests.get(directory) ?? 0)) return;
   // The asynchronous call takes four times as long, however many there are.
   const entries = quietly(() => [...Deno.readDirSync(directory)]) ?? [];
-  const lockPaths = entries.filter(({ name }) => isScratchLock(name))
+  const lockPaths = entries.filter(({ name }) => SCRATCH_LOCK.test(name))
     .map(({ name }) => joinName(directory, name))
     .filter((path) => !registeredAt(path));
   const end = clock.now();
@@ -38,19 +38,13 @@ export async function sweep(
 async function sweepScratch(lockPath: string): Promise<void> {
   using file = tryOpen(lockPath, false);
   if (!file) return;
-  const path = claimedBy(lockPath);
-  if (look(path)?.isDirectory && isLocked(path)) return;
-  try {
-    await Deno.remove(path, RECURSIVE);
-  } catch (error) {
-    if (!isGone(error)) throw error;
-  }
+  const path = lockPath.slice(0, -LOCK.length);
+  const found = look(path);
+  // A mover may have died that took it from its owner, who lives.
+  using directory = found?.isDirectory && !WINDOWS
+    ? Deno.openSync(path)
+    : undefined;
+  if (quietly(() => directory?.tryLockSync(true)) === false) return;
+  if (found) await Deno.remove(path, RECURSIVE);
   Deno.removeSync(lockPath);
-}
-
-/** A mover may have died that took it from its owner, who lives. */
-function isLocked(path: string): boolean {
-  if (WINDOWS) return false;
-  using directory = Deno.openSync(path);
-  return quietly(() => directory.tryLockSync(true)) === false;
 }

@@ -1,11 +1,4 @@
-import {
-  explain,
-  isGone,
-  isImmovable,
-  isInUse,
-  quietly,
-  renamePath,
-} from "../_error.ts";
+import { explain, isGone, isImmovable, isInUse, quietly } from "../_error.ts";
 import { clock, pause } from "../_lock/clock.ts";
 import { isSame } from "../_path.ts";
 import { type Exiting, register, unregister } from "./exits.ts";
@@ -20,10 +13,6 @@ export function look(path: string): Deno.FileInfo | undefined {
     if (isGone(error)) return undefined;
     throw error;
   }
-}
-
-export function exists(path: string): boolean {
-  return quietly(() => Deno.lstatSync(path)) !== undefined;
 }
 
 /** Something to delete, whatever it is. */
@@ -63,32 +52,26 @@ export class Tree implements Exiting {
     register(this);
     const end = clock.now() + 300;
     try {
-      while (!await this.#tryDelete(clock.now() < end)) {
+      while (this.#isThere()) {
+        try {
+          return await Deno.remove(this.path, RECURSIVE);
+        } catch (error) {
+          if (!isInUse(error) || clock.now() > end) throw error;
+        }
         await pause(20);
-        const there = look(this.path);
-        if (!there || !isSame(this.found, there)) return;
       }
+    } catch (error) {
+      if (isGone(error)) return;
+      const rest = this.putBack();
+      throw explain(`Cannot remove ${rest}`, error, this.path, rest);
     } finally {
       unregister(this);
     }
   }
 
-  async #tryDelete(mayRetry: boolean): Promise<boolean> {
-    try {
-      await Deno.remove(this.path, RECURSIVE);
-    } catch (error) {
-      if (isGone(error)) return true;
-      if (mayRetry && isInUse(error)) return false;
-      const rest = this.putBack();
-      renamePath(error, this.path, rest);
-      throw explain(`Cannot remove ${rest}`, error);
-    }
-    return true;
-  }
-
   atExit(): void {
     try {
-      Deno.removeSync(this.path, RECURSIVE);
+      if (this.#isThere()) Deno.removeSync(this.path, RECURSIVE);
     } catch {
       this.putBack();
     }
@@ -96,8 +79,17 @@ export class Tree implements Exiting {
 
   /** Moves what is left of it back home, if that is free, and tells where it is. */
   putBack(): string {
-    const isFree = !exists(this.home);
-    quietly(() => isFree && Deno.renameSync(this.path, this.home));
-    return isFree && !exists(this.path) ? this.home : this.path;
+    return quietly(() => {
+      if (look(this.home)) return undefined;
+      Deno.renameSync(this.path, this.home);
+      return this.home;
+    }) ?? this.path;
+  }
+
+  /** Whether it is there, or aside, where only this thread moves it. */
+  #isThere(): boolean {
+    const there = look(this.path);
+    return there !== undefined &&
+      (this.path !== this.home || isSame(this.found, there));
   }
 }
