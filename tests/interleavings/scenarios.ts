@@ -287,7 +287,7 @@ const gone = (at: string) =>
  * Faults put into the library on purpose, and the scenarios that find them:
  *
  * - no look whether a locked file is current, in a try or in a wait: wait-deleted,
- *   wait-altered
+ *   wait-altered, place-altered
  * - no such look at a new lock file of scratch: nameless, nameless-dir
  * - a sweep that does not try the claim: nameless, nameless-three, nameless-dir
  * - one that does not try the lock of the directory: name-kept
@@ -296,6 +296,10 @@ const gone = (at: string) =>
  * - no look at the identity of named scratch before it is moved aside, none after,
  *   or no return of a stranger's: name-taken
  * - no retry of a race: builds, careless, parents
+ * - an exclusive lock before the worker of a place has closed, a worker that keeps
+ *   its lock, or a place that nobody leaves: place
+ * - a grant where the lock is only shared: place-read
+ * - a step asked of a worker whose place was left: place-left
  *
  * A deletion finds entries by their paths here, so it never follows a directory
  * that is moved meanwhile.
