@@ -49,6 +49,10 @@ await using cog = await open(project);
 await cog.lock({ // held until cog closes
   onWait: () => console.error(`Waiting for another build in ${cog.projectDir}`),
 });
+const dist = resolve(cog.root, "dist");
+const kept = resolve(cog.root, "old", "dist");
+// A kill between the two renames below leaves the published build there.
+if (!await exists(dist) && await exists(kept)) Deno.renameSync(kept, dist);
 const staging = await cog.tempPath("staging");
 
 const files: { path: string; size: number; sha256: string }[] = [];
@@ -98,17 +102,18 @@ const json = JSON.stringify(files, null, 2) + "\n";
 const written = `${await cog.tempPath({ dir: "cache" })}/manifest.json`;
 await Deno.writeTextFile(written, json);
 const manifest = await cog.filePath("cache/manifest.json");
-const dist = await cog.path("dist"); // created if missing
-const old = `${await cog.tempPath()}/dist`;
+await cog.path("dist"); // created if missing
+await cog.tempPath("old");
 
 // A rename replaces no full directory. So the old one moves into scratch, which
-// is removed on close. Close leaves the new one, which is scratch no more. No
-// Ctrl-C comes between synchronous calls.
-Deno.renameSync(dist, old);
+// is removed on close. The scratch has a name, since the next `tempPath` would
+// delete nameless scratch of a killed build. Close leaves the new one, which is
+// scratch no more. No Ctrl-C comes between synchronous calls.
+Deno.renameSync(dist, kept);
 try {
   Deno.renameSync(staging, dist);
 } catch (error) {
-  Deno.renameSync(old, dist); // the old one stays published
+  Deno.renameSync(kept, dist); // the old one stays published
   throw error;
 }
 Deno.renameSync(written, manifest); // replaces the old one in one step
@@ -116,6 +121,10 @@ Deno.renameSync(written, manifest); // replaces the old one in one step
 clearInterval(progress);
 show("");
 console.log(`${summary()}\nPublished: ${dist}\nManifest: ${manifest}`);
+
+async function exists(path: string): Promise<boolean> {
+  return await Deno.stat(path).then(() => true, () => false);
+}
 
 function summary(): string {
   return `Staged files: ${files.length} (${readable(total)})`;

@@ -1,5 +1,6 @@
 /**
- * Waits for the lock of a project, says so, and gives up after a while.
+ * Waits for the lock of a project, says that it waits and that it got the lock,
+ * and gives up after a while.
  *
  *     deno run --allow-read --allow-write examples/wait.ts [PROJECT [SECONDS]]
  */
@@ -40,4 +41,4 @@ try {
   Deno.exit(1);
 }
 
-console.log("The lock is held here");
+console.log("Got the lock");

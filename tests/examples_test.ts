@@ -1,6 +1,7 @@
 import { assert } from "@std/assert/assert";
 import { assertEquals } from "@std/assert/equals";
 import { resolve } from "@std/path/resolve";
+import { open } from "../mod.ts";
 import {
   CAN_MOUNT,
   exists,
@@ -239,16 +240,6 @@ Deno.test("build publishes a project, time after time", async () => {
   assertEquals(Deno.readTextFileSync(reader), "old");
 });
 
-Deno.test("build that fails leaves the old one", STRACE, async () => {
-  using dir = project();
-  await result("build", dir.path);
-  const third = "-e trace=/^rename -e inject=/^rename:error=EIO:when=3";
-  const strace = `strace -f -qq -o /dev/null ${third}`.split(" ");
-  const command = [...strace, ...commandLine("build", [dir.path])];
-  assert((await failure(1, command)).includes("dist"));
-  await assertBuilt(dir, "cog.yaml", "src/file");
-});
-
 Deno.test("build | true ends well", POSIX, async () => {
   using dir = project();
   const pipe = ["sh", "-c", '"$@" | true', "sh"];
@@ -361,7 +352,7 @@ Deno.test("build, wait and run take turns", POSIX, async () => {
   const lock = `the lock of ${path}`;
   const calls: [string, string, Example, ...string[]][] = [
     [`another build in ${path}`, "Staged files: 2 (3 bytes)", "build", path],
-    ["another build, up to 60 s", "The lock is held here", "wait", path],
+    ["another build, up to 60 s", "Got the lock", "wait", path],
     [lock, "1", "run", path, "echo", "1"],
     [lock, "2", "run", "--wait", "60", path, "echo", "2"],
   ];
@@ -571,3 +562,28 @@ Deno.test("the README's line for a shell waits", FLOCK, async () => {
   assertEquals((await run("30")).code, 0);
   assertEquals(exists(copied), true);
 });
+
+Deno.test(
+  "build loses no published one, whatever stops it between its renames",
+  {
+    ignore: !HAS_STRACE,
+  },
+  async () => {
+    using dir = project();
+    await result("build", dir.path);
+    const staging = resolve(dir.cog, "staging");
+    const stopped = (fault: string) => [
+      ...["strace", "-fqq", "-o", "/dev/null", "-P", staging],
+      ...["-e", "trace=/^rename", "-e", `inject=/^rename:error=EIO:${fault}`],
+      ...commandLine("build", [dir.path]),
+    ];
+    assertEquals((await output(stopped("signal=SIGKILL:when=1"))).code, 137);
+    assertEquals(names(dir.cog).includes("dist"), false);
+    await using cog = await open(dir.path);
+    await cog.tempPath(); // which sweeps
+    await cog.close();
+    // This one first moves away what the killed one has staged.
+    assert((await failure(1, stopped("when=2"))).includes("dist"));
+    await assertBuilt(dir, "cog.yaml", "src/file");
+  },
+);
