@@ -88,6 +88,7 @@ Deno.test("deno publish takes all that mod.ts imports, deno.json and the documen
   const modules = (await graph())
     .filter(({ specifier }) => specifier.startsWith("file:"))
     .map(({ specifier }) => relative(root, fromFileUrl(specifier)));
-  const rest = ["CHANGELOG.md", "LICENSE", "README.md", "deno.json"];
-  assertEquals(published.sort(), [...modules, ...rest].sort());
+  const others = ["CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md"];
+  const expected = [...modules, ...others, "deno.json"];
+  assertEquals(published.sort(), expected.sort());
 });
