@@ -51,12 +51,17 @@ export const NAME = ".cog";
 /**
  * Opens the `.cog/` of a project, and creates it if missing.
  *
- * Missing parents are created too, so a mistyped path creates a new project. A
+ * Missing parents are created too, so look up a path that a user typed first. A
  * new `.cog/` gets a `.gitignore` that hides all of it from git. An existing
- * one is left as it is. A symbolic link is followed.
+ * one, such as one that `cog` created, is left as it is. A symbolic link is
+ * followed.
  *
- * Requires `--allow-read` and `--allow-write` for the project, or for `.cog/`
- * if it exists, and for the target of a symbolic link.
+ * In a subdirectory of a project, `open(".")` creates a second `.cog/` with
+ * another lock, while `cog` searches the parents for `cog.yaml`. The directory
+ * of the script does not depend on the working directory:
+ * `open(new URL(".", import.meta.url))`.
+ *
+ * Requires the permissions of {@linkcode Dir}.
  *
  * @param projectDir The project. A relative path is resolved once, from the
  * current working directory. If the path contains `..` and Deno may look up the
@@ -96,9 +101,10 @@ export async function open(projectDir: string | URL): Promise<Dir> {
 /**
  * Opens a `.cog/` in a new temporary directory, which is deleted on close.
  *
- * `Deno.exit()` and the normal end of the script delete it too. A Unix signal,
- * or an uncaught error outside `await using`, does not. In a worker, only close
- * is certain to delete it.
+ * `Deno.exit()` and the normal end of the script delete it too. An unhandled
+ * signal does not, nor does an uncaught error that does not pass through the
+ * `await using` block, such as one in a timer. In a worker, only close is
+ * certain to delete it.
  *
  * Requires `--allow-read` and `--allow-write` for the system's temporary
  * directory, and for the link's target if `TMPDIR` leads through a symbolic
@@ -144,6 +150,10 @@ let construct: (project: string, temp?: Scratch) => Dir;
  * A handle keeps all of its scratch until it closes, so a long-lived program
  * opens one for each piece of work. After `close()` every other method fails with
  * {@linkcode Deno.errors.BadResource}.
+ *
+ * All methods but {@linkcode Dir.defer} require `--allow-read` and `--allow-write` for `.cog/`,
+ * and for the project if that is missing too. A symbolic link requires them for
+ * its target. A lock file that exists requires only `--allow-read`.
  *
  * Names are relative to `.cog/`. A `..` removes the part before it from the
  * name, even if that part is a symbolic link. The methods refuse these with a
@@ -191,8 +201,9 @@ export class Dir implements AsyncDisposable {
     this.root = joinName(project, NAME);
     this.#lockFile = joinName(this.root, LOCK_NAME);
     const release = () => releaseOf(this.#closing.signal, this.#lockFile);
-    // These run last, in reverse order: strangers' leftovers may take long, and
-    // some file systems rename a file that is deleted while it is open.
+    // These run last, from the bottom up. The deletion of what others have left
+    // may take long, so the lock is released before. A lock file that is open
+    // may keep its directory from being deleted, so it is closed before.
     if (temp) {
       const lock: Exiting = { path: this.#lockFile, atExit: release };
       register(lock);
@@ -207,9 +218,6 @@ export class Dir implements AsyncDisposable {
    * Creates a subdirectory, with its parents, unless it exists.
    *
    * Symbolic links are followed.
-   *
-   * Requires `--allow-read` and `--allow-write` for the project, or for `.cog/`
-   * if it exists, and for the target of a symbolic link.
    *
    * @param name The name of the directory. `""` and `"."` are `.cog/` itself.
    * @returns Its absolute path.
@@ -240,9 +248,6 @@ export class Dir implements AsyncDisposable {
    * Creates the parent directories of a file, but not the file itself.
    *
    * Symbolic links are followed.
-   *
-   * Requires `--allow-read` and `--allow-write` for the project, or for `.cog/`
-   * if it exists, and for the target of a symbolic link.
    *
    * @param name The name of the file.
    * @returns Its absolute path.
@@ -279,22 +284,27 @@ export class Dir implements AsyncDisposable {
    * download, or for a file that is renamed into place when complete. It is in
    * `.cog/`, or in the directory of {@linkcode TempPathOptions.dir}.
    *
-   * With a name, the file or directory of that name is deleted first. Missing
-   * parents are created and stay. Hold the lock until this handle closes.
-   * Otherwise the next `tempPath` of that name deletes your scratch, or your
-   * close may move new scratch of that name away for a moment. Do not use the
-   * name `build`: `cog` commands remove that directory without the lock when
-   * they end, and `cog serve` also at Ctrl-C.
+   * With a name, `tempPath` first deletes whatever has the name, other programs'
+   * scratch too. Hold the lock from that call until this handle closes. Without
+   * the lock, two programs with the same name delete or move each other's
+   * scratch. Missing parents are created and stay. Do not use the name `build`:
+   * `cog` commands remove that directory without the lock when they end, and
+   * `cog serve` also at Ctrl-C.
+   *
+   * Other users can read scratch, as the files of a build must be. Call
+   * `Deno.chmod` before you write a secret.
    *
    * Closing removes only the directory that was created here, never one that
    * somebody has since put in its place. A directory that was moved away stays,
    * so rename it to publish a build, or to keep scratch for debugging.
    * `Deno.exit()` and the normal end of the script remove scratch in the same
-   * way. A Unix signal, or an uncaught error outside `await using`, leaves it.
-   * Every later `tempPath` sweeps: it deletes nameless scratch of dead owners
-   * in `.cog/` and in the directory of its own scratch. Looking for it takes at
-   * most a hundredth of the time. Only a `tempPath` of the same name deletes
-   * named scratch.
+   * way. An unhandled signal leaves it, and so does an uncaught error that does not
+   * pass through the `await using` block.
+   *
+   * The next `tempPath` also removes scratch that a crash left, if it had no
+   * name: it sweeps `.cog/` and the directory of its own scratch. Looking for it
+   * takes at most a hundredth of the time. Named scratch stays until somebody
+   * asks for the same name.
    *
    * A process locks a file beside its scratch until it closes the handle or
    * dies. The sweep deletes only scratch whose file is free. On a network disk,
@@ -305,17 +315,13 @@ export class Dir implements AsyncDisposable {
    * into the directory. If the deletion fails, the rest stays, at its old name
    * if possible, or where the error says. Finish your own writes first: a write
    * under way at the close or an exit may create the directory again, and
-   * nothing sweeps the new one.
-   * Deleting does not follow symbolic links, but enters a mount inside scratch.
-   * It is not safe from somebody who swaps a parent for a symbolic link at that
-   * moment.
+   * nothing sweeps the new one. Deletion does not follow symbolic links, but
+   * enters a mount inside scratch. Deletion is not safe from somebody who swaps
+   * a parent for a symbolic link at that moment.
    *
    * Each scratch directory holds up to two open files until this handle closes.
    * The sanitizers of `deno test` report them if the handle closes in another
    * test. In a worker, only close is certain to remove scratch.
-   *
-   * Requires `--allow-read` and `--allow-write` for the project, or for `.cog/`
-   * if it exists, and for the target of a symbolic link.
    *
    * @param target The name of the scratch directory, or the options of one without
    * a name.
@@ -401,8 +407,9 @@ export class Dir implements AsyncDisposable {
    *
    * Requires no permission.
    *
-   * @param cleanup The function to call. It must not use this handle or wait for
-   * its close. The handle releases its lock afterwards.
+   * @param cleanup The function to call. It must not call methods of this handle:
+   * they are closed by then. It must not wait for the close either. The handle
+   * releases its lock afterwards.
    *
    * @throws {Deno.errors.BadResource} If this handle is closed.
    *
@@ -433,9 +440,6 @@ export class Dir implements AsyncDisposable {
    * synchronous call that needs the lock, such as `new Deno.Command("cog", {
    * args: ["build"] }).outputSync()`, can hang after such a close. Use an
    * `AbortSignal` if you may close while you wait.
-   *
-   * Requires `--allow-read` and `--allow-write` for the project, or for `.cog/`
-   * if it exists, and for the target of a symbolic link.
    *
    * @param options The `AbortSignal` that abandons the wait, and a function
    * that announces it.
@@ -470,9 +474,6 @@ export class Dir implements AsyncDisposable {
    * Acquires the lock that the whole project shares if it is free, and never
    * waits.
    *
-   * Requires `--allow-read` and `--allow-write` for the project, or for `.cog/`
-   * if it exists, and for the target of a symbolic link.
-   *
    * @returns The release, or `null`, as for {@linkcode tryLock}. Closing this
    * handle releases the lock too.
    *
@@ -500,9 +501,6 @@ export class Dir implements AsyncDisposable {
    *
    * A pending {@linkcode Dir.lock} rejects. Every call returns the same
    * promise.
-   *
-   * Requires `--allow-read` and `--allow-write` for the project, or for
-   * `.cog/`, if any scratch exists.
    *
    * @throws The error of a cleanup that failed. If several fail, a
    * {@linkcode SuppressedError} that holds them all.

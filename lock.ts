@@ -71,8 +71,8 @@ export interface Release extends Disposable {
  * to and never deleted. Its directory must exist.
  *
  * Callers in one thread, which is the main program or a worker, get the lock in
- * the order in which they asked, if they spell its path in the same way. The
- * operating system decides between threads and processes. A thread that holds
+ * the order in which they asked, if all pass the same text for the path;
+ * otherwise the operating system decides, as between threads and processes. A thread that holds
  * the lock for 100 ms or more, through one caller or several, then leaves it
  * free to other programs. The gap lasts for 5 to 15 % of the time held, and for
  * 110 ms at most.

@@ -279,23 +279,23 @@ function large(project: string, size = 2 ** 28): void {
   file.truncateSync(size);
 }
 
-/** Signals a build once a path is in its scratch, and returns its first line. */
-async function interrupt(dir: Project, awaited: string, signal: Deno.Signal) {
+/** Stops a build once a path is in its scratch, and returns its first line. */
+async function interrupt(dir: Project, awaited: string) {
   for (let tries = 0; tries < 10; tries++) {
     await using build = example("build", dir.path);
     let ended = false;
     const status = build.ended().finally(() => ended = true);
     await until(() => ended || exists(resolve(dir.cog, "staging", awaited)));
-    build.kill(signal);
+    build.kill("SIGINT");
     const { code } = await status;
     if (code === 0) continue; // it ended before that
-    assertEquals(code, signal === "SIGINT" ? 130 : 137);
-    return await build.line().catch(() => undefined);
+    assertEquals(code, 130);
+    return await build.line();
   }
   throw new Error("every build ended too early");
 }
 
-Deno.test("build survives Ctrl-C and a kill", { ignore: WINDOWS }, async () => {
+Deno.test("build survives Ctrl-C", { ignore: WINDOWS }, async () => {
   using dir = project();
   large(dir.path);
   for (let i = 0; i < 1000; i++) {
@@ -304,15 +304,9 @@ Deno.test("build survives Ctrl-C and a kill", { ignore: WINDOWS }, async () => {
     Deno.writeTextFileSync(resolve(sub, "file"), "");
   }
   for (const awaited of [".", "weights", "many"]) {
-    assertEquals(await interrupt(dir, awaited, "SIGINT"), "Stopped");
+    assertEquals(await interrupt(dir, awaited), "Stopped");
     assertEquals(names(dir.cog), ["cache", "cog.lock"]);
   }
-  assertEquals(await interrupt(dir, "weights", "SIGKILL"), undefined);
-  assertEquals(exists(resolve(dir.cog, "staging", "weights")), true);
-  Deno.removeSync(resolve(dir.path, "weights"));
-  Deno.removeSync(resolve(dir.path, "many"), { recursive: true });
-  assertEquals((await result("build", dir.path)).code, 0);
-  await assertBuilt(dir, "cog.yaml", "src/file");
 });
 
 Deno.test("run passes on arguments, output and exit code", async () => {
@@ -338,10 +332,10 @@ Deno.test("run says in one line that there is no such command", async () => {
 Deno.test("wait and run give up", async () => {
   using dir = project();
   await using _holder = await held(dir.lock);
+  const reason = "Gave up: the lock was not free within 0.2 s";
   const run = ["--wait", "0.2", dir.path, "true"];
   for (const call of [result("wait", dir.path, "0.2"), result("run", ...run)]) {
     const { code, out, err: [_waits, ...more] } = await call;
-    const reason = "Gave up: the lock was not free within 0.2 s";
     assertEquals([code, out, more], [1, [], [reason]]);
   }
 });
