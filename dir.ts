@@ -151,9 +151,10 @@ let construct: (project: string, temp?: Scratch) => Dir;
  * opens one for each piece of work. After `close()` every other method fails with
  * {@linkcode Deno.errors.BadResource}.
  *
- * All methods but {@linkcode Dir.defer} require `--allow-read` and `--allow-write` for `.cog/`,
- * and for the project if that is missing too. A symbolic link requires them for
- * its target. A lock file that exists requires only `--allow-read`.
+ * All methods but {@linkcode Dir.defer} require `--allow-read` and
+ * `--allow-write` for `.cog/`, and for the project if that is missing too. A
+ * symbolic link requires them for its target. A lock file that exists requires
+ * only `--allow-read`.
  *
  * Names are relative to `.cog/`. A `..` removes the part before it from the
  * name, even if that part is a symbolic link. The methods refuse these with a
@@ -298,8 +299,8 @@ export class Dir implements AsyncDisposable {
    * somebody has since put in its place. A directory that was moved away stays,
    * so rename it to publish a build, or to keep scratch for debugging.
    * `Deno.exit()` and the normal end of the script remove scratch in the same
-   * way. An unhandled signal leaves it, and so does an uncaught error that does not
-   * pass through the `await using` block.
+   * way. An unhandled signal leaves it, and so does an uncaught error that does
+   * not pass through the `await using` block.
    *
    * The next `tempPath` also removes scratch that a crash left, if it had no
    * name: it sweeps `.cog/` and the directory of its own scratch. Looking for it
@@ -450,7 +451,7 @@ export class Dir implements AsyncDisposable {
    * the lock is acquired.
    * @throws {Deno.errors.NotFound} If `.cog/` was deleted.
    * @throws {Deno.errors.PermissionDenied} If the user may not open the lock
-   * file.
+   * file. `cog` creates it for its own user: `chmod a+r` lets others in.
    * @throws {Deno.errors.NotCapable} If Deno lacks the permission.
    * @throws The `reason` of the `AbortSignal`, if it is aborted before the lock
    * is acquired.

@@ -4,6 +4,7 @@
  * `cog build` takes.
  *
  * ```ts
+ * // build.ts
  * import { open } from "@cog/dotcog";
  *
  * await using cog = await open("."); // ./.cog, created if missing
