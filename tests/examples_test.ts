@@ -240,14 +240,6 @@ Deno.test("build publishes a project, time after time", async () => {
   assertEquals(Deno.readTextFileSync(reader), "old");
 });
 
-Deno.test("build | true ends well", POSIX, async () => {
-  using dir = project();
-  const pipe = ["sh", "-c", '"$@" | true', "sh"];
-  const ended = await output([...pipe, ...commandLine("build", [dir.path])]);
-  assertEquals(ended, { code: 0, out: [], err: [] });
-  await assertBuilt(dir, "cog.yaml", "src/file");
-});
-
 Deno.test("build streams a file, shows progress", TERMINAL, async () => {
   using dir = project();
   const staged = resolve(dir.cog, "staging", "weights");
