@@ -102,7 +102,6 @@ const APART = { ignore: WINDOWS || !has("perl") }; // Git for Windows has anothe
 const TERMINAL = { ignore: !HAS_PROC || !has("script") }; // macOS has another
 const FLOCK = { ignore: !has("flock") || !has("timeout") };
 const POSIX = { ignore: WINDOWS };
-const STRACE = { ignore: !HAS_STRACE };
 
 async function output([command, ...args]: string[]) {
   const process = new Deno.Command(command, { args, stdin: "null" });
