@@ -1,7 +1,6 @@
 /**
  * An error of the same class and `code`. Its message begins with what was tried,
- * and its cause is the original. It names the path that the user knows instead of
- * another one.
+ * and its cause is the original. In it, `known` replaces `path`.
  */
 export function explain(
   tried: string,
@@ -54,7 +53,7 @@ export function isFull(error: unknown): boolean {
   return ["ENOSPC", "EDQUOT"].includes(codeOf(error) ?? "");
 }
 
-/** Whether the file system cannot move it, such as a lower layer of an overlay. */
+/** Whether it cannot be moved, as in a lower layer of an overlay. */
 export function isImmovable(error: unknown): boolean {
   return isFull(error) || // as a full btrfs says
     ["EXDEV", "ENOSYS", "ENOTSUP", "EOPNOTSUPP"].includes(codeOf(error) ?? "");

@@ -31,7 +31,9 @@ export function toPath(path: string | URL): string {
 function objection(path: unknown): string | undefined {
   if (typeof path !== "string") return "it must be a string or a URL";
   if (path.includes("\0")) return "no path can contain a NUL";
-  if (/^\w{2,}:\/\//.test(path)) return "it is a URL in a string; pass a URL";
+  if (/^\w{2,}:\/\//.test(path)) {
+    return "it is a URL in a string; pass a URL object";
+  }
   return undefined;
 }
 
@@ -58,7 +60,7 @@ export function isSame(open: Deno.FileInfo, other: Deno.FileInfo): boolean {
     open.birthtime?.getTime() === other.birthtime?.getTime();
 }
 
-/** What Deno may know of a path without asking the user. */
+/** The file at a path, if Deno may look without asking the user. */
 export function peek(
   path: string,
   stat = Deno.statSync,
@@ -67,7 +69,7 @@ export function peek(
   return state === "granted" ? quietly(() => stat(path)) : undefined;
 }
 
-/** What stands in the way of a directory, and what to do, or `""`. */
+/** The obstacle to a directory and the remedy, or `""`. */
 export function obstacleTo(path: string): string {
   const found = peek(path);
   if (found?.isDirectory) return "";

@@ -25,20 +25,22 @@ export interface LockOptions {
    * not abandon it.
    *
    * A wait without an `AbortSignal` stands in the operating system's queue from
-   * the start. Nothing can cancel that wait, so one with an `AbortSignal` first
-   * polls, with pauses of a fortieth of the time waited, or 1 ms. After 250 ms a
-   * worker takes a place in the queue, for all callers in this thread that wait
-   * for the path. It costs nothing while it waits, but some 14 MB, three threads
-   * and eleven open files. Its start blocks the event loop for about 20 ms, and
-   * for longer on a busy machine. An abort ends the worker and lets the script
-   * exit. A thread and up to two open files stay until the lock is free. On a
-   * FUSE file system, the process itself ends only then. An abort just as the
-   * turn comes may leave the lock busy for some milliseconds.
+   * the start. Nothing can cancel that. A wait with one first polls, with pauses
+   * of at most a fortieth of the time waited, or 1 ms. After 250 ms a worker
+   * takes a place in the queue, for all callers in this thread that wait for the
+   * path. Its start blocks the event loop for about 20 ms, and for longer on a
+   * busy machine. The worker takes some 14 MB, three threads and eleven open
+   * files, but no processor time while it waits.
    *
-   * The wait only polls, and may starve beside others, on Windows, where it finds
-   * too few open files, or beyond eight such waits in a thread. It polls for a
-   * while after somebody has shared the lock, as `flock --shared` does, just as
-   * the turn came.
+   * The abort of the last wait ends the worker, and the script can exit. On a
+   * FUSE file system, the process ends only once the lock is free. Until then, a
+   * thread and up to two open files stay. An abort just as the turn comes may
+   * leave the lock busy for some milliseconds.
+   *
+   * The wait only polls, and may starve, on Windows, if too few files can be
+   * opened, if eight paths have places, or if two abandoned places of the path
+   * remain. It also polls for a while if another program shares the lock, as
+   * `flock --shared` does, just as the turn comes.
    */
   signal?: AbortSignal;
 
@@ -87,12 +89,11 @@ export interface Release extends Disposable {
  * function.
  *
  * A waiter may get the lock while the event loop is busy. The lock is then held,
- * but unused, until the loop turns. A waiter with an `AbortSignal` lets go after
- * a second. Waits without an `AbortSignal` stand in the queue for at most two
- * paths per thread at a time, and others poll. Each path for which somebody
- * waits keeps one file open.
- * An `AbortSignal` cannot interrupt a system call that hangs in the file
- * system.
+ * but unused, until the loop turns. The worker of a wait with an `AbortSignal`
+ * frees it after a second. Waits without an `AbortSignal` stand in the queue for
+ * at most two paths per thread at a time, and others poll. Each path for which
+ * somebody waits keeps a file open, besides those of a worker. An `AbortSignal`
+ * cannot interrupt a system call that hangs in the file system.
  *
  * A lock that is free is acquired without a turn of the event loop, so a loop
  * of short holds delays timers, those of `AbortSignal.timeout()` too.

@@ -7,12 +7,12 @@ import { look } from "./tree.ts";
 export const LOCK = ".lock";
 
 /**
- * The right to a new path. A locked file beside it shows that the owner lives. What
- * has a free lock file may be deleted by anybody, and nothing else.
+ * The right to a new path. A locked file beside it shows that the owner lives.
+ * Anybody may delete a path whose lock file is free, and no other.
  */
 export class Claim {
   private constructor(
-    /** What it claims. */
+    /** The claimed path. */
     readonly target: string,
     /** The path of the lock file. */
     readonly path: string,
@@ -41,7 +41,7 @@ export class Claim {
     return new Claim(target, path, file);
   }
 
-  /** Ends it. A later sweep deletes what is left. */
+  /** Ends the claim. Its lock file stays for a sweep, unless `isDone`. */
   release(isDone?: boolean): undefined {
     if (!unregister(this) || !this.file) return;
     isDone ??= quietly(() => !look(this.target));

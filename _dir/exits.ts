@@ -1,4 +1,4 @@
-/** What an exit deletes or frees. */
+/** Something that an exit deletes or frees. */
 export interface Exiting {
   readonly path: string;
   atExit(): void;
@@ -15,7 +15,7 @@ function exit(): void {
   for (const it of [...exits.values()].reverse()) it.atExit();
 }
 
-/** An exit ends it, instead of what was registered at that path. */
+/** Lets an exit end it, and not its predecessor at that path. */
 export function register(it: Exiting): void {
   if (exits.size === 0) addEventListener.call(globalThis, "unload", exit);
   exits.delete(it.path);

@@ -5,7 +5,7 @@ import { normalize as windowsNormalize } from "@std/path/windows/normalize";
 export const LOCK_NAME = "cog.lock";
 
 const SCRATCH = "\\.scratch-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}";
-/** The name of the lock file that shows that scratch is owned. */
+/** Matches the names of the lock files of scratch. */
 export const SCRATCH_LOCK = new RegExp(`^${SCRATCH}\\.lock$`);
 const RESERVED = new RegExp(`^${SCRATCH}(\\.lock)?$`, "i");
 

@@ -5,14 +5,14 @@ import { Claim } from "./claim.ts";
 import { type Exiting, register, registeredAt, unregister } from "./exits.ts";
 import { Tree } from "./tree.ts";
 
-/** A directory of which the owner may delete only the one that was created here. */
+/** A scratch directory. The owner deletes only the one created here. */
 export class Scratch implements Exiting {
   constructor(
     readonly path: string,
     readonly created: Deno.FileInfo,
-    /** The right to where it goes when it is deleted, if it has one. */
+    /** The right to the path to which a deletion moves it, if any. */
     readonly claim?: Claim,
-    /** Keeps its identity, which some disks change. Windows opens none. */
+    /** Keeps its identity. Windows opens no directory. */
     readonly directory?: Deno.FsFile,
   ) {
     const replaced = registeredAt(path);
@@ -73,8 +73,8 @@ export class Scratch implements Exiting {
 }
 
 /**
- * Creates scratch in a directory, and deletes what has its path. Without a path,
- * nobody else uses it. Missing parents are created, but not the root.
+ * Creates scratch in a directory, and deletes whatever is at its path. Without a
+ * path, it gets one that nobody else uses. It creates parents, but not the root.
  */
 export async function createScratch(
   root: string,
@@ -85,7 +85,7 @@ export async function createScratch(
   const tries = { full: 1, race: 19 };
   let claim: Claim | undefined;
   const makeWay = async (error: unknown) => {
-    // Before the claim, a file is above the path.
+    // Without a claim, this means that a parent is a file.
     if (!claim && error instanceof Deno.errors.NotADirectory) throw error;
     const tree = path ? Tree.at(path) : undefined;
     if (isFull(error) && tries.full-- > 0) {
@@ -132,7 +132,7 @@ function createAt(path: string, claim: Claim): Scratch {
   undo.defer(() => quietly(() => Deno.removeSync(target)));
   const directory = WINDOWS ? undefined : undo.use(Deno.openSync(target));
   const created = directory?.statSync() ?? Deno.lstatSync(target);
-  // No sweep takes it where another's close moves it, even if that one dies.
+  // This keeps sweeps off if another's close moves it, then dies.
   quietly(() => directory?.tryLockSync(true));
   if (path !== target) Deno.renameSync(target, path); // replaces an empty directory
   undo.move();

@@ -12,7 +12,7 @@ const rests = new Map<string, number>();
 
 /**
  * Deletes what crashes have left in a directory, and nothing that has an owner.
- * Looking for it takes at most a hundredth of the time, unless that is urgent.
+ * A slow listing rests for 100 times its length, unless the sweep is urgent.
  */
 export async function sweep(
   directory: string,
@@ -40,7 +40,7 @@ async function sweepScratch(lockPath: string): Promise<void> {
   if (!file) return;
   const path = lockPath.slice(0, -LOCK.length);
   const found = look(path);
-  // A mover may have died that took it from its owner, who lives.
+  // Its owner may live: another's close moved it here, then died.
   using directory = found?.isDirectory && !WINDOWS
     ? Deno.openSync(path)
     : undefined;

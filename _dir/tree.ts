@@ -34,7 +34,7 @@ export class Tree implements Exiting {
     return found && new Tree(path, path, found);
   }
 
-  /** Moves it aside, if it is still there. The file system may move none. */
+  /** Moves it aside if it exists, or leaves it if it cannot be moved. */
   moveTo(aside: string): Tree | undefined {
     if (aside === this.path) return this;
     try {
@@ -86,7 +86,7 @@ export class Tree implements Exiting {
     }) ?? this.path;
   }
 
-  /** Whether it is there, or aside, where only this thread moves it. */
+  /** Whether it still exists. Aside, only this thread moves it. */
   #isThere(): boolean {
     const there = look(this.path);
     return there !== undefined &&

@@ -1,4 +1,4 @@
-/** Keeps a global as it is now, unread: Deno takes long to load some. */
+/** Keeps a global, but reads it at its use: Deno takes long to load some. */
 export function keep<K extends "setTimeout" | "clearTimeout" | "Worker">(
   name: K,
 ): () => typeof globalThis[K] {

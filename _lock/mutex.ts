@@ -44,7 +44,7 @@ export function releaseOf(owner: AbortSignal, path: string): void {
   mutexes.get(path)?.releaseOf(owner);
 }
 
-/** The milliseconds that a wait polls first, since the start of a worker is dear. */
+/** The milliseconds of polling first: the start of a worker costs 20. */
 const PATIENCE = 250;
 
 /** One call that waits for the lock. */
@@ -93,7 +93,7 @@ class Mutex {
   #isServing = false;
   /** The file for which it waits in Deno's pool, even if all have left. */
   #awaited: Deno.FsFile | undefined;
-  /** Stands for all waiters, and is kept while any of them waits. */
+  /** The place of all waiters, while one with a signal is among them. */
   #place: Place | undefined;
   #gap: Promise<void> | undefined;
   /** Ends the pause, if any. */
@@ -245,7 +245,7 @@ class Mutex {
         if (this.#place?.turn !== undefined) {
           if (await this.#place.passTo(file)) return true;
           this.#leavePlace();
-          dueAt = now + (patience *= 2); // what got in between may do so again
+          dueAt = now + (patience *= 2); // others may get in again
         } else if (mayBlock && takeThread(wake)) {
           this.#awaited = file;
           if (await waitForFile(this.#path, file)) return true;

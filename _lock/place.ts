@@ -1,7 +1,7 @@
 /**
  * A place in the operating system's queue that can be given up: a worker waits
  * there, and a worker can be terminated. No open file can be moved to another
- * thread, nor can its lock. But a shared lock can be joined.
+ * thread, nor can its lock. But two threads can share a lock.
  */
 
 import { quietly } from "../_error.ts";
@@ -9,9 +9,9 @@ import { keep } from "./clock.ts";
 import { tryOpen } from "./file.ts";
 
 /**
- * What the worker does. It opens nothing but a file, and waits in no synchronous
- * call: nothing could terminate it there. It lets go if its owner does not answer,
- * who may wait in such a call for somebody that needs the lock.
+ * The code of the worker. It opens nothing but a file, and waits in no
+ * synchronous call: nothing could terminate it there. It frees the lock if its
+ * owner does not answer, which may wait for a program that needs the lock.
  */
 export const CODE = `
   let file, late;
@@ -28,7 +28,7 @@ export const CODE = `
     share: () => file.tryLockSync(false),
     leave() {
       clearTimeout(late);
-      file.unlockSync(); // a child that starts now inherits a closed file
+      file.unlockSync(); // a child that starts now may keep the file open
       file.close();
     },
   };
@@ -53,8 +53,8 @@ export const system = {
 };
 
 /**
- * How many places this thread may have, and how many it may have left on one path.
- * A place takes three threads, eleven open files and some 14 MB. One that was left
+ * How many places this thread may have, and how many of one path may be left. A
+ * place takes three threads, eleven open files and some 14 MB. One that was left
  * keeps a thread until the lock falls to it.
  */
 const MOST = 8;
@@ -72,7 +72,7 @@ export function forgetLeft(wasFree: (path: string) => boolean): void {
 
 function isFree(path: string): boolean {
   using file = quietly(() => tryOpen(path, false) ?? null);
-  return file !== null; // nor is it held where it is deleted
+  return file !== null; // nobody holds a deleted file, which is undefined here
 }
 
 export class Place implements Disposable {
@@ -86,7 +86,7 @@ export class Place implements Disposable {
   readonly #worker: Worker;
   #answer!: (isDone: boolean) => void;
 
-  /** Takes a place, which calls `wake` when it has news. Throws if none is free. */
+  /** Takes a place, which calls `wake` when it has news, or throws. */
   constructor(readonly path: string, wake: () => void) {
     if (places.size >= MOST) forgetLeft(isFree);
     const left = [...places].filter((it) => it.isLeft && it.path === path);
@@ -115,8 +115,8 @@ export class Place implements Disposable {
 
   /**
    * Passes the lock on to another open file. Nobody gets an exclusive lock in
-   * between. If somebody shares it, nobody has it. The worker waits for each step,
-   * since this thread may be busy.
+   * between. It fails, and frees the lock, if somebody shares it then. The worker
+   * waits for each step, since this thread may be busy.
    */
   async passTo(file: Deno.FsFile): Promise<boolean> {
     const isPassed = await this.#ask("share") &&

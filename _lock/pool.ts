@@ -1,11 +1,11 @@
 /**
- * How many waits of this thread may stand in Deno's own pool of threads, which
- * all file operations share. Before Deno 2.9.6 it has 32, and on Windows four for
- * each core: https://github.com/denoland/deno/issues/22504
+ * How many waits may stand in Deno's own pool of threads, which all file
+ * operations share. Before Deno 2.9.6 it has 32, and on Windows four for each
+ * core: https://github.com/denoland/deno/issues/22504
  */
 const MOST = 2;
 
-/** How to wake those who seek a thread, in the order of asking. The first have one. */
+/** They wake those who seek a thread. The first `MOST` have one. */
 const seekers = new Set<() => void>();
 const served = () => seekers.values().take(MOST);
 
