@@ -38,9 +38,9 @@ export interface LockOptions {
    * leave the lock busy for some milliseconds.
    *
    * The wait only polls, and may starve, on Windows, if too few files can be
-   * opened, if eight paths have places, or if two abandoned places of the path
-   * remain. It also polls for a while if another program shares the lock, as
-   * `flock --shared` does, just as the turn comes.
+   * opened, if eight paths have places, or if two waits for the path were
+   * abandoned in the last five seconds. It also polls for a while if another
+   * program shares the lock, as `flock --shared` does, just as the turn comes.
    */
   signal?: AbortSignal;
 
@@ -74,10 +74,10 @@ export interface Release extends Disposable {
  *
  * Callers in one thread, which is the main program or a worker, get the lock in
  * the order in which they asked, if all pass the same text for the path;
- * otherwise the operating system decides, as between threads and processes. A thread that holds
- * the lock for 100 ms or more, through one caller or several, then leaves it
- * free to other programs. The gap lasts for 5 to 15 % of the time held, and for
- * 110 ms at most.
+ * otherwise the operating system decides, as between threads and processes. A
+ * thread that holds the lock for 100 ms or more, through one caller or several,
+ * then leaves it free to other programs. The gap lasts for 5 to 15 % of the time
+ * held, and for 110 ms at most.
  *
  * If the lock file is deleted or replaced during the wait, the waiter first
  * waits until the old file is free, then acquires the lock on the new one. Do

@@ -9,15 +9,12 @@ class Calls extends Set<() => void> implements EventListenerObject {
 
 const callsOf = new WeakMap<AbortSignal, Calls>();
 
-type Signals = readonly (AbortSignal | undefined)[];
-
 /**
  * Calls a function when a signal is aborted, until it is disposed of. One
- * listener serves all, since Deno searches all listeners of a signal to remove
- * one.
+ * listener serves all: to remove one, Deno searches all.
  */
 export function onAbort(
-  signals: Signals,
+  signals: readonly (AbortSignal | undefined)[],
   abandon: (reason: unknown) => void,
 ): Disposable {
   const stack = new DisposableStack();
@@ -31,8 +28,7 @@ export function onAbort(
     stack.defer(() => {
       calls.delete(call);
       if (calls.size > 0) return;
-      // A caller's own class may throw. An error would lose the lock, which the
-      // caller has by now.
+      // A caller's own class may throw, but the lock is granted by now.
       quietly(() => signal.removeEventListener("abort", calls));
     });
   }
@@ -42,7 +38,7 @@ export function onAbort(
 /** Passes on what was acquired, unless it was abandoned in the meantime. */
 export function unlessAborted<T extends Disposable>(
   acquired: T,
-  signals: Signals,
+  signals: readonly (AbortSignal | undefined)[],
 ): T {
   const aborted = signals.find((signal) => signal?.aborted);
   if (!aborted) return acquired;

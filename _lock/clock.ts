@@ -17,7 +17,7 @@ export const clock = {
   /** The milliseconds since this thread began. */
   now: performance.now.bind(performance),
   setTimeout: (end: () => void, ms: number) => realSetTimeout()(end, ms),
-  clearTimeout: (timer: ReturnType<typeof setTimeout>) =>
+  clearTimeout: (timer?: ReturnType<typeof setTimeout>) =>
     realClearTimeout()(timer),
 };
 

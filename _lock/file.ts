@@ -43,8 +43,7 @@ export function tryFile(path: string, file: Deno.FsFile): boolean {
  * Waits in the operating system, which wakes its waiters at once and in turn.
  * Deno cannot cancel that wait, not even by closing the file:
  * https://github.com/denoland/deno/issues/31342
- *
- * @returns Whether the file is locked, or else a signal has interrupted the wait.
+ * It tells whether the file is locked, or else a signal interrupted the wait.
  */
 export async function waitForFile(
   path: string,

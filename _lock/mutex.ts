@@ -1,8 +1,7 @@
 /**
- * The lock as one thread sees it. The callers of a thread need a queue of their
- * own: the operating system keeps no order among pollers, and a wait in it
- * occupies a thread. So each path has at most one such wait, on behalf of all
- * its callers.
+ * The lock as one thread sees it. Its callers need a queue of their own: the
+ * operating system keeps no order among pollers, and a wait in it occupies a
+ * thread. So each path has at most one such wait, on behalf of all its callers.
  */
 
 import { quietly } from "../_error.ts";
@@ -59,10 +58,7 @@ interface Waiter extends PromiseWithResolvers<Release> {
 const mutexes = new Map<string, Mutex>();
 let capacity = 64;
 
-/**
- * The mutex of the path. A full table drops the idle ones. To drop each at its
- * release costs more, since V8 steps over deleted entries.
- */
+/** The mutex of the path. A full table drops the idle ones, all at once. */
 function mutexAt(path: string): Mutex {
   let mutex = mutexes.get(path);
   if (mutex && !mutex.isStale) return mutex;
@@ -95,6 +91,7 @@ class Mutex {
   #awaited: Deno.FsFile | undefined;
   /** The place of all waiters, while one with a signal is among them. */
   #place: Place | undefined;
+  #idle: ReturnType<typeof clock.setTimeout> | undefined;
   #gap: Promise<void> | undefined;
   /** Ends the pause, if any. */
   wake = (): void => {};
@@ -178,6 +175,7 @@ class Mutex {
   }
 
   #leavePlace(): void {
+    clock.clearTimeout(this.#idle);
     this.#place?.[Symbol.dispose]();
     this.#place = undefined;
   }
@@ -226,6 +224,8 @@ class Mutex {
       }
     }
     this.#isServing = false;
+    if (!this.#place) return; // one that idles keeps the script alive
+    this.#idle = clock.setTimeout(() => this.#leavePlace(), 1000);
   }
 
   /** Waits until the file is locked, or until all have left: tells which. */
@@ -234,6 +234,7 @@ class Mutex {
     let patience = PATIENCE;
     let dueAt = 0;
     const hasSignals = () => this.#blockers.size < this.#waiters.size;
+    clock.clearTimeout(this.#idle);
     if (hasSignals()) this.#place?.stand();
     else this.#leavePlace();
     try {
@@ -252,6 +253,7 @@ class Mutex {
         } else {
           if (hasSignals() && now >= Math.max(since + PATIENCE, dueAt)) {
             this.#place ??= quietly(() => new Place(this.#path, wake));
+            dueAt = now + 1000; // if none is free
           }
           await this.#pause(
             this.#place?.stands ? 1000 : pauseAfter(now - since),

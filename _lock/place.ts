@@ -1,17 +1,16 @@
 /**
- * A place in the operating system's queue that can be given up: a worker waits
- * there, and a worker can be terminated. No open file can be moved to another
- * thread, nor can its lock. But two threads can share a lock.
+ * A place in the operating system's queue that can be given up: a worker stands
+ * there. No lock can be moved to another thread. But two threads can share one.
  */
 
 import { quietly } from "../_error.ts";
-import { keep } from "./clock.ts";
+import { clock, keep } from "./clock.ts";
 import { tryOpen } from "./file.ts";
 
 /**
- * The code of the worker. It opens nothing but a file, and waits in no
- * synchronous call: nothing could terminate it there. It frees the lock if its
- * owner does not answer, which may wait for a program that needs the lock.
+ * The code of the worker. It opens only files, and waits in no synchronous call:
+ * nothing could terminate it there. An owner that is late may wait in one, for a
+ * program that needs the lock.
  */
 export const CODE = `
   let file, late;
@@ -25,7 +24,11 @@ export const CODE = `
       await file.lock(true);
       late = setTimeout(steps.leave, 1000);
     },
-    share: () => file.tryLockSync(false),
+    share() {
+      clearTimeout(late);
+      late = setTimeout(steps.leave, 1000);
+      return file.tryLockSync(false);
+    },
     leave() {
       clearTimeout(late);
       file.unlockSync(); // a child that starts now may keep the file open
@@ -53,12 +56,12 @@ export const system = {
 };
 
 /**
- * How many places this thread may have, and how many of one path may be left. A
- * place takes three threads, eleven open files and some 14 MB. One that was left
- * keeps a thread until the lock falls to it.
+ * How many places this thread may have, and how many of one path it may leave in
+ * how many milliseconds. One that was left keeps a thread until its turn.
  */
 const MOST = 8;
 const MOST_LEFT = 2;
+const RECENT = 5000;
 
 /** The places that somebody has, or that were left. */
 export const places = new Set<Place>();
@@ -66,13 +69,8 @@ export const places = new Set<Place>();
 /** Forgets the places left on the paths whose locks have been free since. */
 export function forgetLeft(wasFree: (path: string) => boolean): void {
   for (const place of places) {
-    if (place.isLeft && wasFree(place.path)) places.delete(place);
+    if (place.leftAt && wasFree(place.path)) places.delete(place);
   }
-}
-
-function isFree(path: string): boolean {
-  using file = quietly(() => tryOpen(path, false) ?? null);
-  return file !== null; // nobody holds a deleted file, which is undefined here
 }
 
 export class Place implements Disposable {
@@ -80,16 +78,23 @@ export class Place implements Disposable {
   stands = false;
   /** Whether the worker has got the lock, once that is known. */
   turn: boolean | undefined;
-  /** Whether its owner has left it before the turn. */
-  isLeft = false;
+  /** When its owner has left it, if that was before the turn. */
+  leftAt: number | undefined;
 
   readonly #worker: Worker;
   #answer!: (isDone: boolean) => void;
 
   /** Takes a place, which calls `wake` when it has news, or throws. */
   constructor(readonly path: string, wake: () => void) {
-    if (places.size >= MOST) forgetLeft(isFree);
-    const left = [...places].filter((it) => it.isLeft && it.path === path);
+    if (places.size >= MOST) {
+      forgetLeft((path) => {
+        using file = quietly(() => tryOpen(path, false) ?? null);
+        return file !== null; // nobody holds a deleted file: undefined
+      });
+    }
+    const left = [...places].filter((it) =>
+      it.path === path && it.leftAt && clock.now() - it.leftAt < RECENT
+    );
     const isFull = places.size >= MOST || left.length >= MOST_LEFT;
     const isWindows = Deno.build.os === "windows"; // which converts no locks
     if (isFull || isWindows || !Deno.statSync(path).isFile) throw new Error();
@@ -114,9 +119,8 @@ export class Place implements Disposable {
   }
 
   /**
-   * Passes the lock on to another open file. Nobody gets an exclusive lock in
-   * between. It fails, and frees the lock, if somebody shares it then. The worker
-   * waits for each step, since this thread may be busy.
+   * Passes the lock on to another open file, unless somebody shares it meanwhile.
+   * The worker waits for each step, since this thread may be busy.
    */
   async passTo(file: Deno.FsFile): Promise<boolean> {
     const isPassed = await this.#ask("share") &&
@@ -137,8 +141,8 @@ export class Place implements Disposable {
   /** Leaves the place. A step that is under way fails. */
   [Symbol.dispose](): void {
     quietly(() => this.#worker.terminate());
-    this.isLeft = this.turn === undefined;
-    if (!this.isLeft) places.delete(this);
+    if (this.turn === undefined) this.leftAt = clock.now();
+    else places.delete(this);
     this.#answer(this.turn = false);
   }
 }

@@ -57,8 +57,6 @@ async function leaveWait(outer: Dir): Promise<Peer> {
   return holder;
 }
 
-// open()
-
 Deno.test("open() creates .cog and its parents, hides it from git, and leaves what exists, as close does", async () => {
   using dir = scene();
   const project = resolve(dir.path, "a", "b");
@@ -161,8 +159,6 @@ for (const [call, options, error, named] of DISKS) {
   });
 }
 
-// openTemp()
-
 Deno.test("openTemp() names a wrong TMPDIR", { ignore: WINDOWS }, async () => {
   using dir = scene();
   const env = { TMPDIR: resolve(dir.path, "missing") };
@@ -194,8 +190,6 @@ Deno.test("openTemp() a thousand times leaves nothing", SANITIZED, async () => {
   assertEquals(new Set(projects).size, 1000);
   assertEquals(projects.filter(exists), []);
 });
-
-// path() and filePath()
 
 Deno.test("path() and filePath() create parents, take what exists, and do not create the file", async () => {
   await using cog = await openTemp();
@@ -255,8 +249,6 @@ Deno.test("path(), filePath() and tempPath() create a .cog that was deleted agai
     assertEquals(names(cog.root), [".gitignore", "a"]);
   }
 });
-
-// Names
 
 /** Names that no method takes. All of their kinds are in names_test.ts. */
 const REFUSED = ["/", "..", "a/../../x", "../.cog/x", "C:x", "a\0b", "\ud800"]

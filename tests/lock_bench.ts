@@ -136,12 +136,6 @@ if (HAS_PROC) {
     "lock() with an AbortSignal": () =>
       cpu("await lock(args[0], { onWait, signal: AbortSignal.timeout(1e6) });"),
     "lock()": () => cpu("await lock(args[0], { onWait });"),
-    "polling each 100 ms, as Go does": () =>
-      cpu(`onWait();
-        const file = Deno.openSync(args[0], { read: true, write: true });
-        while (!file.tryLockSync(true)) {
-          await new Promise((resolve) => setTimeout(resolve, 100));
-        }`),
   });
 }
 
@@ -205,6 +199,5 @@ for (const hold of [10, 50, 300]) {
 compare("wait of a 100 ms poller beside callers of one process", "ms", 15, {
   "four by turns that hold it 5 ms": () => beside(4, 5, poll),
   "one in a loop that holds it 5 ms": () => beside(1, 5, poll),
-  "two by turns that hold it 600 ms": () => beside(2, 600, poll),
   "two by turns that hold it 1,000 ms": () => beside(2, 1000, poll),
 });

@@ -535,8 +535,6 @@ Deno.test("tempPath({ dir }) is on the disk of dir", LINKS, async () => {
   assertEquals(names(disk.path), ["weights"]);
 });
 
-// Others who still write
-
 for (const name of ["", "staging"]) {
   Deno.test(`tempPath(${name}) and a child that writes on`, BASH, async () => {
     using dir = scene();

@@ -112,7 +112,7 @@ function wrap(): void {
     return timer;
   }) as unknown as typeof clock.setTimeout;
   clock.clearTimeout = (timer) => {
-    (timer as unknown as { end: () => void }).end = () => {};
+    if (timer) (timer as unknown as { end: () => void }).end = () => {};
   };
   system.startWorker = () =>
     worker = new StandWorker(port) as StandWorker & Worker;
