@@ -22,8 +22,7 @@ export function openFile(path: string, create = true): Deno.FsFile {
     return Deno.openSync(path, { read: true, write: true, create });
   } catch (error) {
     // Opening a pipe for reading only would wait for somebody to write to it.
-    const readable = peek(path)?.isFile &&
-      quietly(() => Deno.openSync(path));
+    const readable = peek(path)?.isFile && quietly(() => Deno.openSync(path));
     if (readable) return readable;
     throw explain(`Cannot lock ${path}${adviceFor(path, error)}`, error);
   }
@@ -90,9 +89,8 @@ function adviceFor(path: string, error: unknown): string {
   if (target?.isDirectory) return ": it is a directory; name a file in it";
   if (error instanceof Deno.errors.PermissionDenied) {
     if (!found) return ": allow writing to its directory";
-    return `: allow reading ${
-      target?.isFile === false ? "and writing " : ""
-    }it`;
+    const also = target?.isFile === false ? "and writing " : "";
+    return `: allow reading ${also}it`;
   }
   if (!(error instanceof Deno.errors.NotFound)) return "";
   if (found?.isSymlink) {

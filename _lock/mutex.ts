@@ -91,7 +91,6 @@ class Mutex {
   #awaited: Deno.FsFile | undefined;
   /** The place of all waiters, while one with a signal is among them. */
   #place: Place | undefined;
-  #idle: ReturnType<typeof clock.setTimeout> | undefined;
   #gap: Promise<void> | undefined;
   /** Ends the pause, if any. */
   wake = (): void => {};
@@ -175,7 +174,6 @@ class Mutex {
   }
 
   #leavePlace(): void {
-    clock.clearTimeout(this.#idle);
     this.#place?.[Symbol.dispose]();
     this.#place = undefined;
   }
@@ -224,8 +222,7 @@ class Mutex {
       }
     }
     this.#isServing = false;
-    if (!this.#place) return; // one that idles keeps the script alive
-    this.#idle = clock.setTimeout(() => this.#leavePlace(), 1000);
+    this.#place?.idle(() => this.#leavePlace());
   }
 
   /** Waits until the file is locked, or until all have left: tells which. */
@@ -234,7 +231,6 @@ class Mutex {
     let patience = PATIENCE;
     let dueAt = 0;
     const hasSignals = () => this.#blockers.size < this.#waiters.size;
-    clock.clearTimeout(this.#idle);
     if (hasSignals()) this.#place?.stand();
     else this.#leavePlace();
     try {
@@ -255,9 +251,8 @@ class Mutex {
             this.#place ??= quietly(() => new Place(this.#path, wake));
             dueAt = now + 1000; // if none is free
           }
-          await this.#pause(
-            this.#place?.stands ? 1000 : pauseAfter(now - since),
-          );
+          const ms = this.#place?.stands ? 1000 : pauseAfter(now - since);
+          await this.#pause(ms);
         }
       } while (this.#waiters.size > 0 && !tryFile(this.#path, file));
       this.#leavePlace();
@@ -269,9 +264,8 @@ class Mutex {
   }
 
   async #giveWay(): Promise<void> {
-    let left: number;
-    while (this.#waiters.size > 0 && (left = this.streak.owed) > 0) {
-      await this.#pause(Math.ceil(left));
+    while (this.#waiters.size > 0 && this.streak.owed > 0) {
+      await this.#pause(Math.ceil(this.streak.owed));
     }
   }
 

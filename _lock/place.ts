@@ -4,6 +4,7 @@
  */
 
 import { quietly } from "../_error.ts";
+import { WINDOWS } from "../_path.ts";
 import { clock, keep } from "./clock.ts";
 import { tryOpen } from "./file.ts";
 
@@ -82,6 +83,7 @@ export class Place implements Disposable {
   leftAt: number | undefined;
 
   readonly #worker: Worker;
+  #idling: ReturnType<typeof clock.setTimeout> | undefined;
   #answer!: (isDone: boolean) => void;
 
   /** Takes a place, which calls `wake` when it has news, or throws. */
@@ -92,12 +94,11 @@ export class Place implements Disposable {
         return file !== null; // nobody holds a deleted file: undefined
       });
     }
-    const left = [...places].filter((it) =>
-      it.path === path && it.leftAt && clock.now() - it.leftAt < RECENT
-    );
+    const from = clock.now() - RECENT;
+    const left = [...places].filter((p) => p.path === path && p.leftAt! > from);
     const isFull = places.size >= MOST || left.length >= MOST_LEFT;
-    const isWindows = Deno.build.os === "windows"; // which converts no locks
-    if (isFull || isWindows || !Deno.statSync(path).isFile) throw new Error();
+    // Windows converts no locks.
+    if (isFull || WINDOWS || !Deno.statSync(path).isFile) throw new Error();
     this.#worker = system.startWorker(path);
     const hear = (news: boolean | "stands") => {
       if (news === "stands") this.stands = true;
@@ -110,8 +111,15 @@ export class Place implements Disposable {
     places.add(this);
   }
 
+  /** Calls `end` after a second, since an idle worker keeps the script alive. */
+  idle(end: () => void): void {
+    clock.clearTimeout(this.#idling);
+    this.#idling = clock.setTimeout(end, 1000);
+  }
+
   /** Stands in the queue, at its end. */
   stand(): void {
+    clock.clearTimeout(this.#idling);
     this.stands = false;
     this.turn = undefined;
     this.#answer = (isDone) => this.turn = isDone;
@@ -140,7 +148,8 @@ export class Place implements Disposable {
 
   /** Leaves the place. A step that is under way fails. */
   [Symbol.dispose](): void {
-    quietly(() => this.#worker.terminate());
+    clock.clearTimeout(this.#idling);
+    this.#worker.terminate();
     if (this.turn === undefined) this.leftAt = clock.now();
     else places.delete(this);
     this.#answer(this.turn = false);
