@@ -222,7 +222,6 @@ class Mutex {
       }
     }
     this.#isServing = false;
-    this.#place?.idle(() => this.#leavePlace());
   }
 
   /** Waits until the file is locked, or until all have left: tells which. */
@@ -231,16 +230,15 @@ class Mutex {
     let patience = PATIENCE;
     let dueAt = 0;
     const hasSignals = () => this.#blockers.size < this.#waiters.size;
-    if (hasSignals()) this.#place?.stand();
-    else this.#leavePlace();
+    if (!hasSignals() || !this.#place?.stand()) this.#leavePlace();
     try {
       do {
         const now = clock.now();
         const [{ since }] = this.#waiters;
         const mayBlock = this.#blockers.size > 0 && !this.#place;
         if (!mayBlock) leaveThread(wake);
-        if (this.#place?.turn !== undefined) {
-          if (await this.#place.passTo(file)) return true;
+        if (this.#place?.isOver) {
+          if (this.#place.passTo(file)) return true;
           this.#leavePlace();
           dueAt = now + (patience *= 2); // others may get in again
         } else if (mayBlock && takeThread(wake)) {

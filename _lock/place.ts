@@ -9,36 +9,48 @@ import { clock, keep } from "./clock.ts";
 import { tryOpen } from "./file.ts";
 
 /**
- * The code of the worker. It opens only files, and waits in no synchronous call:
- * nothing could terminate it there. An owner that is late may wait in one, for a
- * program that needs the lock.
+ * The last step of a worker, or the one for which its owner asks. Both see it at
+ * once: one message would take as long as all the steps.
+ */
+const STANDS = 1;
+const HAS_TURN = 2; // its owner may ask it to share
+const SHARES = 4; // its owner may ask it to leave
+const LEAVE = 5;
+const LEFT = 6; // its owner may ask it to stand again
+
+/**
+ * The code of the worker. It opens only files, and waits in no call that its owner
+ * cannot end: nothing could terminate it there. It does not wait for long, since
+ * its owner may wait for a program that needs the lock. It closes when it is idle,
+ * or else it would keep the script alive.
  */
 export const CODE = `
-  let file, late;
-  void [setTimeout, clearTimeout]; // Deno takes long to load them
-  const steps = {
-    async stand(path) {
-      if (!(await Deno.stat(path)).isFile) return false;
+  let idle;
+  onmessage = async ({ data: [path, last] }) => {
+    clearTimeout(idle);
+    const take = (step, ms = 0) => {
+      Atomics.compareExchange(last, 0, step - 1, step);
+      Atomics.notify(last, 0);
+      postMessage(0);
+      Atomics.wait(last, 0, step, ms);
+      return Atomics.load(last, 0);
+    };
+    let file;
+    try {
+      if (!(await Deno.stat(path)).isFile) return;
       file = await Deno.open(path, { read: true, write: true })
         .catch(() => Deno.open(path));
-      postMessage("stands");
+      take(1);
       await file.lock(true);
-      late = setTimeout(steps.leave, 1000);
-    },
-    share() {
-      clearTimeout(late);
-      late = setTimeout(steps.leave, 1000);
-      return file.tryLockSync(false);
-    },
-    leave() {
-      clearTimeout(late);
-      file.unlockSync(); // a child that starts now may keep the file open
-      file.close();
-    },
-  };
-  onmessage = async ({ data: [step, path] }) => {
-    const isDone = (async () => await steps[step](path) !== false)();
-    postMessage(await isDone.catch(() => false));
+      if (take(2, 1000) === 3 && file.tryLockSync(false)) take(4, 1000);
+    } catch {
+    } finally {
+      file?.unlockSync(); // a child that starts now may keep the file open
+      file?.close();
+      Atomics.store(last, 0, 5);
+      take(6);
+      idle = setTimeout(() => take(7) === 7 && close(), 1000);
+    }
   };
 `;
 
@@ -75,16 +87,11 @@ export function forgetLeft(wasFree: (path: string) => boolean): void {
 }
 
 export class Place implements Disposable {
-  /** Whether the worker waits in the system. */
-  stands = false;
-  /** Whether the worker has got the lock, once that is known. */
-  turn: boolean | undefined;
   /** When its owner has left it, if that was before the turn. */
   leftAt: number | undefined;
 
   readonly #worker: Worker;
-  #idling: ReturnType<typeof clock.setTimeout> | undefined;
-  #answer!: (isDone: boolean) => void;
+  readonly #last = new Int32Array(new SharedArrayBuffer(4));
 
   /** Takes a place, which calls `wake` when it has news, or throws. */
   constructor(readonly path: string, wake: () => void) {
@@ -100,58 +107,53 @@ export class Place implements Disposable {
     // Windows converts no locks.
     if (isFull || WINDOWS || !Deno.statSync(path).isFile) throw new Error();
     this.#worker = system.startWorker(path);
-    const hear = (news: boolean | "stands") => {
-      if (news === "stands") this.stands = true;
-      else this.#answer(news);
-      wake();
-    };
-    this.#worker.onmessage = ({ data }) => hear(data);
-    this.#worker.onerror = (event) => (event.preventDefault(), hear(false));
-    this.stand();
+    this.#worker.onmessage = wake;
+    this.#worker.onerror = (event) => event.preventDefault(); // its owner polls
+    this.#worker.postMessage([path, this.#last]);
     places.add(this);
   }
 
-  /** Calls `end` after a second, since an idle worker keeps the script alive. */
-  idle(end: () => void): void {
-    clock.clearTimeout(this.#idling);
-    this.#idling = clock.setTimeout(end, 1000);
+  /** Whether the worker waits in the system. */
+  get stands(): boolean {
+    return Atomics.load(this.#last, 0) === STANDS;
   }
 
-  /** Stands in the queue, at its end. */
-  stand(): void {
-    clock.clearTimeout(this.#idling);
-    this.stands = false;
-    this.turn = undefined;
-    this.#answer = (isDone) => this.turn = isDone;
-    this.#worker.postMessage(["stand", this.path]);
+  /** Whether the worker has got the lock, or can wait no longer. */
+  get isOver(): boolean {
+    return Atomics.load(this.#last, 0) >= HAS_TURN;
   }
 
-  /**
-   * Passes the lock on to another open file, unless somebody shares it meanwhile.
-   * The worker waits for each step, since this thread may be busy.
-   */
-  async passTo(file: Deno.FsFile): Promise<boolean> {
-    const isPassed = await this.#ask("share") &&
-        quietly(() => file.tryLockSync(false)) && await this.#ask("leave") &&
+  /** Stands in the queue again, at its end, unless the worker was idle for long. */
+  stand(): boolean {
+    const isReady = Atomics.compareExchange(this.#last, 0, LEFT, 0) === LEFT;
+    if (isReady) this.#worker.postMessage([this.path, this.#last]);
+    return isReady;
+  }
+
+  /** Passes the lock on to another open file, unless somebody shares it meanwhile. */
+  passTo(file: Deno.FsFile): boolean {
+    const isPassed = this.#goOnFrom(HAS_TURN) &&
+        quietly(() => file.tryLockSync(false)) && this.#goOnFrom(SHARES) &&
         quietly(() => file.tryLockSync(true)) || false;
     if (!isPassed) quietly(() => file.unlockSync()); // macOS still shares it
     return isPassed;
   }
 
-  #ask(step: string): Promise<boolean> {
-    const { promise, resolve } = Promise.withResolvers<boolean>();
-    this.#answer = resolve;
-    if (this.turn) this.#worker.postMessage([step]);
-    else resolve(false);
-    return promise;
+  /** Asks for the next step, which takes 0.1 ms if the worker is not late. */
+  #goOnFrom(step: number): boolean {
+    const last = this.#last;
+    const asked = step + 1;
+    if (Atomics.compareExchange(last, 0, step, asked) !== step) return false;
+    Atomics.notify(last, 0);
+    Atomics.wait(last, 0, asked, 1000);
+    return Atomics.load(last, 0) === asked + 1;
   }
 
-  /** Leaves the place. A step that is under way fails. */
   [Symbol.dispose](): void {
-    clock.clearTimeout(this.#idling);
+    if (this.isOver) places.delete(this);
+    else this.leftAt = clock.now();
+    Atomics.store(this.#last, 0, LEAVE);
+    Atomics.notify(this.#last, 0);
     this.#worker.terminate();
-    if (this.turn === undefined) this.leftAt = clock.now();
-    else places.delete(this);
-    this.#answer(this.turn = false);
   }
 }

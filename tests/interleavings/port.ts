@@ -2,6 +2,9 @@
 
 import { quietly } from "../../_error.ts";
 
+/** The real ones: a worker replaces those that the library sees. */
+const { exchange, load, notify, store, wait } = Atomics;
+
 /** How labels begin of those who say numbers, or wait for one. */
 export const SAY = "say ";
 export const AWAITS = "waits for ";
@@ -45,8 +48,8 @@ export class Port {
   /** Whether a process of the play is the worker of a place. */
   hasStand = false;
   onKill = () => {};
-  /** Called after each news that is heard of the worker. */
-  onNews = (_count: number): unknown => undefined;
+  /** Called after each pause. */
+  onPause = () => {};
 
   constructor(memory: SharedArrayBuffer, readonly process: number) {
     this.shared = new Int32Array(memory, 0, 24);
@@ -90,8 +93,8 @@ export class Port {
   /** Waits for an answer, and takes it. */
   #take(): void {
     // A notification may come late, when its answer was taken already.
-    while (Atomics.load(this.#ints, 1) === 0) Atomics.wait(this.#ints, 1, 0);
-    this.#answer = Atomics.exchange(this.#ints, 1, 0);
+    while (load(this.#ints, 1) === 0) wait(this.#ints, 1, 0);
+    this.#answer = exchange(this.#ints, 1, 0);
   }
 
   /** Whether the path exists. A look is no step. */
@@ -135,7 +138,7 @@ export class Port {
   // Of the explorer
 
   get state(): State {
-    return this.#steps.length > 1 ? State.Ready : Atomics.load(this.#ints, 0);
+    return this.#steps.length > 1 ? State.Ready : load(this.#ints, 0);
   }
 
   get label(): string {
@@ -146,7 +149,7 @@ export class Port {
     this.kill(); // after a fault, it may stand in the last play
     this.#write(play);
     this.#steps = ["begin"];
-    Atomics.store(this.#ints, 0, State.New);
+    store(this.#ints, 0, State.New);
   }
 
   /** Ends the worker, unless it is stuck. */
@@ -160,7 +163,7 @@ export class Port {
   go(steps: number): void {
     this.#steps.shift();
     if (this.#steps.length > 0) return;
-    Atomics.store(this.#ints, 0, State.Runs);
+    store(this.#ints, 0, State.Runs);
     this.#put(1, steps);
     this.awaitStop();
     this.#steps = this.#read();
@@ -169,7 +172,7 @@ export class Port {
   /** Waits until the process stands. */
   awaitStop(): void {
     while (this.state === State.Runs) {
-      const end = Atomics.wait(this.#ints, 0, State.Runs, 60_000);
+      const end = wait(this.#ints, 0, State.Runs, 60_000);
       if (end === "timed-out") throw new Error(`${this.process} is stuck`);
     }
   }
@@ -181,8 +184,8 @@ export class Port {
   }
 
   #put(index: number, value: number): void {
-    Atomics.store(this.#ints, index, value);
-    Atomics.notify(this.#ints, index);
+    store(this.#ints, index, value);
+    notify(this.#ints, index);
   }
 
   #read() {

@@ -1,19 +1,17 @@
 /** The worker of a place in the queue, played by a process of its own. */
 
 import { CODE } from "../../_lock/place.ts";
-import { quietly } from "../../_error.ts";
 import { type Port, State } from "./port.ts";
 
-/** What is said: who starts it, and one number for each step and each news. */
+/**
+ * What is said: who starts it, which is as good as no step, then each step that was
+ * taken or passed over, and that it has its message, and that it is terminated.
+ */
 export const OWNER = 8;
-const STEPS = ["stand", "share", "leave"];
-const ASKED = 9;
-const NEWS = [undefined, "stands", true, false];
-const TOLD = 12;
-const ENDED = 16;
-/** How a step is said when the worker is terminated instead. */
-const TERMINATED = 2;
-/** What is said, too, when it stands in the queue. */
+const STEPS = 8;
+const ASKED = OWNER + STEPS;
+const ENDED = ASKED + 1;
+/** What is said, too, when it stands in the queue, or never will. */
 export const STANDS = 2;
 /** The label of its last step: it closes all, and nothing is said any more. */
 export const UNSAY = "close all, since it is terminated";
@@ -22,21 +20,14 @@ export const UNSAY = "close all, since it is terminated";
 export async function stand(_: unknown, at: string, port: Port): Promise<void> {
   for (;;) {
     port.await(OWNER);
-    let told = TOLD;
-    const tell = (news: unknown) => {
-      const also = news === "stands" ? [STANDS] : [];
-      port.say([told++, ...also], NEWS.indexOf(news as boolean));
-    };
     const hear = new Function(
       "postMessage",
-      "setTimeout", // no owner is late
+      "setTimeout", // it is never idle
       "clearTimeout",
       `let onmessage; ${CODE} return onmessage;`,
-    )(tell, () => {}, () => {});
-    for (const [i, step] of STEPS.entries()) {
-      if (port.await(ASKED + i) === TERMINATED) break;
-      await hear({ data: [step, `${at}/x.lock`] });
-    }
+    )(() => {}, () => {}, () => {});
+    port.await(ASKED);
+    await hear({ data: [`${at}/x.lock`] });
     port.await(ENDED);
     port.ask(State.Ready, UNSAY);
     port.onKill();
@@ -44,40 +35,42 @@ export async function stand(_: unknown, at: string, port: Port): Promise<void> {
   }
 }
 
-/** What the owner has of it. */
+/** What the owner has of it. Each pause is as good as a message. */
 export class StandWorker {
-  onmessage = (_: { data: unknown }) => {};
-  #asked = ASKED;
-  #told = TOLD;
-  #isTerminated = false;
-
   constructor(readonly port: Port) {
     if (!port.hasStand || port.shared[OWNER]) throw new Error("no free thread");
     port.say([OWNER], port.process + 1);
   }
 
-  postMessage([step]: string[]): void {
-    this.port.say([this.#asked++]);
-    if (step === STEPS[0]) return; // it polls meanwhile
-    queueMicrotask(() => {
-      quietly(() => this.port.await(this.#told));
-      if (!this.hear()) this.onmessage({ data: false }); // it is killed
-    });
-  }
-
-  /** Takes the next news, if any. */
-  hear(): boolean {
-    const news = this.port.shared[this.#told];
-    if (!news || this.#isTerminated) return false;
-    this.#told++;
-    this.onmessage({ data: NEWS[news] });
-    this.port.onNews(this.#told - TOLD);
-    return true;
+  postMessage(): void {
+    this.port.say([ASKED]);
   }
 
   terminate(): void {
-    this.#isTerminated = true;
-    const left = STEPS.map((_, i) => ASKED + i);
-    this.port.say([...left, ENDED], TERMINATED);
+    this.port.say([ENDED]);
   }
+}
+
+/** The number that a worker and its owner share. It only grows. */
+export function atomicsOf(port: Port) {
+  const load = () =>
+    port.shared.slice(OWNER, ASKED).findLastIndex((isSaid) => isSaid > 0);
+  const store = (_: unknown, _index: number, step: number) => {
+    const passed = Array.from({ length: step }, (_, i) => OWNER + 1 + i);
+    if (step > 0) port.say([...passed, STANDS]);
+  };
+  return {
+    load,
+    store,
+    compareExchange(_: unknown, _i: number, from: number, to: number): number {
+      const was = load();
+      // It may fail after the look, but then more than that was said.
+      if (was === from) store(_, _i, to);
+      return was;
+    },
+    notify() {},
+    wait(_: unknown, _i: number, step: number, ms: number): void {
+      if (ms > 0 && load() === step) port.await(OWNER + step + 1);
+    },
+  };
 }

@@ -9,7 +9,7 @@ import { clock } from "../../_lock/clock.ts";
 import { Place, places, system } from "../../_lock/place.ts";
 import { Port, State } from "./port.ts";
 import { scenarios } from "./scenarios.ts";
-import { stand, StandWorker } from "./stand.ts";
+import { atomicsOf, stand, StandWorker } from "./stand.ts";
 
 const real = { ...Deno };
 const proto = Deno.FsFile.prototype;
@@ -19,7 +19,6 @@ const dispose = proto[Symbol.dispose];
 let port: Port;
 let isPlaying = false;
 let now = 0;
-let worker: StandWorker | undefined;
 const openFiles = new Map<Deno.FsFile, string>();
 
 /** Asks for permission to do what the label says. */
@@ -106,7 +105,7 @@ function wrap(): void {
       now += 250 + Math.ceil(ms);
       // The pause of a killed process ends too, and its next step fails.
       quietly(() => step(`pause ${Math.ceil(ms)} ms`, State.AwaitsTimer));
-      if (worker?.hear()) await null; // which may end the pause
+      port.onPause();
       timer.end();
     });
     return timer;
@@ -114,11 +113,11 @@ function wrap(): void {
   clock.clearTimeout = (timer) => {
     if (timer) (timer as unknown as { end: () => void }).end = () => {};
   };
-  system.startWorker = () =>
-    worker = new StandWorker(port) as StandWorker & Worker;
+  system.startWorker = () => new StandWorker(port) as StandWorker & Worker;
+  Object.assign(Atomics, atomicsOf(port));
   const { passTo } = Place.prototype;
-  Place.prototype.passTo = async function (file) {
-    const passed = await passTo.call(this, file);
+  Place.prototype.passTo = function (file) {
+    const passed = passTo.call(this, file);
     const { scenario, variant } = port.play;
     const mayFail = scenario === "place-read" || variant > 0;
     port.check(passed || mayFail, "the lock, without a gap");
@@ -179,8 +178,7 @@ addEventListener("message", async (event) => {
     isPlaying = true;
     now += 1_000_000; // the library has forgotten what it did before
     openFiles.clear();
-    worker = undefined;
-    port.onNews = () => {};
+    port.onPause = () => {};
     const { processes } = scenarios[scenario];
     port.hasStand = processes.includes(stand);
     let error: Error | undefined;
