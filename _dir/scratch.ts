@@ -1,6 +1,6 @@
 import { explain, isFull, isGone, isRace, quietly } from "../_error.ts";
 import { pause } from "../_lock/clock.ts";
-import { isSame, parentOf, WINDOWS } from "../_path.ts";
+import { isSame, obstacleTo, parentOf, WINDOWS } from "../_path.ts";
 import { Claim } from "./claim.ts";
 import { type Exiting, register, registeredAt, unregister } from "./exits.ts";
 import { Tree } from "./tree.ts";
@@ -109,7 +109,8 @@ export async function createScratch(
     }
   } catch (error) {
     claim?.release();
-    throw explain(`Cannot create scratch ${path ?? `in ${directory}`}`, error);
+    const at = path ?? `in ${directory}`;
+    throw explain(`Cannot create scratch ${at}${obstacleTo(directory)}`, error);
   }
 }
 
@@ -141,14 +142,10 @@ function createAt(path: string, claim: Claim): Scratch {
 
 /** Scratch that is reached by a link might be outside the root. */
 export function refuseLinks(root: string, path: string): void {
-  for (
-    let parent = parentOf(path);
-    parent !== root;
-    parent = parentOf(parent)
-  ) {
-    if (quietly(() => Deno.lstatSync(parent))?.isSymlink) {
+  for (let at = parentOf(path); at !== root; at = parentOf(at)) {
+    if (quietly(() => Deno.lstatSync(at))?.isSymlink) {
       throw new Deno.errors.NotADirectory(
-        `Cannot create scratch ${path}: ${parent} is a symbolic link; ` +
+        `Cannot create scratch ${path}: ${at} is a symbolic link; ` +
           `use a name that does not lead through one`,
       );
     }

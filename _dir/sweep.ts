@@ -7,30 +7,32 @@ import { registeredAt } from "./exits.ts";
 import { SCRATCH_LOCK } from "./names.ts";
 import { look, RECURSIVE } from "./tree.ts";
 
-/** When directories that took long to list may be listed again. */
+/** When directories whose sweep took long may be swept again. */
 const rests = new Map<string, number>();
 
 /**
- * Deletes what crashes have left in a directory, and nothing that has an owner.
- * A slow listing rests for 100 times its length, unless the sweep is urgent.
+ * Deletes what crashes have left in a directory, and nothing that has an owner. It
+ * rests for 100 times the time that it blocked the thread, unless it is urgent.
  */
-export async function sweep(
-  directory: string,
-  isUrgent: boolean,
-): Promise<void> {
-  const start = clock.now();
-  if (!isUrgent && start < (rests.get(directory) ?? 0)) return;
+export async function sweep(dir: string, isUrgent: boolean): Promise<void> {
+  if (!isUrgent && clock.now() < (rests.get(dir) ?? 0)) return;
+  let blocked = 0;
+  const count = <T>(part: () => T): T => {
+    const start = clock.now();
+    const result = part();
+    const end = clock.now();
+    blocked += end - start;
+    if (blocked > 1) rests.set(dir, end + 100 * blocked);
+    return result;
+  };
   // The asynchronous call takes four times as long, however many there are.
-  const entries = quietly(() => [...Deno.readDirSync(directory)]) ?? [];
-  const lockPaths = entries.filter(({ name }) => SCRATCH_LOCK.test(name))
-    .map(({ name }) => joinName(directory, name))
-    .filter((path) => !registeredAt(path));
-  const end = clock.now();
-  if (end - start > 1) rests.set(directory, end + 100 * (end - start));
-  else rests.delete(directory);
-  for (const path of lockPaths) {
+  const list = () => [...Deno.readDirSync(dir)].map(({ name }) => name);
+  const names = count(() => quietly(list)) ?? [];
+  for (const name of names.filter((it) => SCRATCH_LOCK.test(it))) {
+    const path = joinName(dir, name);
+    if (registeredAt(path)) continue;
     // It may be somebody else's to delete. A later sweep tries again.
-    await sweepScratch(path).catch(() => {});
+    await count(() => sweepScratch(path).catch(() => {}));
   }
 }
 

@@ -212,9 +212,8 @@ Deno.test("path(), filePath() and tempPath() through a file keep class and code,
   await assertRejects(() => cog.path("file"), AlreadyExists, advice);
   for (const method of METHODS) {
     const Class = WINDOWS ? AlreadyExists : NotADirectory;
-    const error = await assertRejects(() => cog[method]("file/x/y"), Class);
-    const told = method === "tempPath" ? file : advice;
-    assert(error.message.includes(told), error.message);
+    const through = () => cog[method]("file/x/y");
+    const error = await assertRejects(through, Class, advice);
     assert(error.cause instanceof Class);
     if (!WINDOWS) assertEquals("code" in error && error.code, "ENOTDIR");
   }

@@ -740,33 +740,39 @@ Deno.test("tempPath() has own tries for each cause, and takes another name for o
   assertEquals(paths.map((it) => exists(`${it}.lock`)), [true, true]);
 });
 
-Deno.test("tempPath() tries once to delete a leftover, and lists a slow directory seldom", async () => {
-  await using outer = await openTemp();
-  for (let i = 0; i < 8; i++) leftover(outer.root);
-  const { readDirSync } = Deno;
-  let [tries, lists, now] = [0, 0, clock.now()];
-  using _clock = replace(clock, "now", () => now);
-  using _list = replace(Deno, "readDirSync", (path) => {
-    lists++;
-    now += 10;
-    return readDirSync(path);
-  });
-  const cog = await open(outer.projectDir);
-  {
-    using _remove = replace(Deno, "remove", () => {
-      tries++;
-      return Promise.reject(coded("EBUSY"));
+for (const slow of ["listing", "try"]) {
+  Deno.test(`tempPath() tries once to delete a leftover, and sweeps seldom if a ${slow} takes long`, async () => {
+    await using outer = await openTemp();
+    for (let i = 0; i < 8; i++) leftover(outer.root);
+    const { openSync, readDirSync } = Deno;
+    let [tries, lists, now] = [0, 0, clock.now()];
+    using _clock = replace(clock, "now", () => now);
+    using _list = replace(Deno, "readDirSync", (path) => {
+      lists++;
+      if (slow === "listing") now += 10;
+      return readDirSync(path);
     });
-    for (let i = 0; i < 50; i++) await cog.tempPath();
-    while (tries < 8) await delay(0);
-  }
-  assertEquals([tries, lists], [8, 1]);
-  now += 1000;
-  await cog.tempPath();
-  await cog.close();
-  assertEquals(lists, 2);
-  assertEquals(reserved(outer.root), []);
-});
+    using _open = replace(Deno, "openSync", (path, options) => {
+      if (slow === "try" && !options?.createNew) now += 10;
+      return openSync(path, options);
+    });
+    const cog = await open(outer.projectDir);
+    {
+      using _remove = replace(Deno, "remove", () => {
+        tries++;
+        return Promise.reject(coded("EBUSY"));
+      });
+      for (let i = 0; i < 50; i++) await cog.tempPath();
+      while (tries < 8) await delay(0);
+    }
+    assertEquals([tries, lists], [8, 1]);
+    now += 100_000;
+    await cog.tempPath();
+    await cog.close();
+    assertEquals(lists, 2);
+    assertEquals(reserved(outer.root), []);
+  });
+}
 
 Deno.test("close() needs no more open files", PROC, async () => {
   using dir = scene();
