@@ -18,6 +18,16 @@ compare("a path that exists", "µs", 50, {
   "filePath()": () => perCall(200, () => cog.filePath("cache/file")),
 });
 
+async function scratch(name?: string): Promise<number> {
+  const opened = await Promise.all(
+    Array.from({ length: 20 }, () => open(dir.path)),
+  );
+  return perCall(20, async () => {
+    const cog = opened.pop()!;
+    await cog.tempPath(name!);
+    await cog.close();
+  });
+}
 const recursive = { recursive: true };
 compare("scratch, created, wiped and removed", "µs", 30, {
   "bare: remove, mkdir, remove": () =>
@@ -26,16 +36,8 @@ compare("scratch, created, wiped and removed", "µs", 30, {
       await Deno.mkdir(staging);
       await Deno.remove(staging, recursive);
     }),
-  "tempPath(), close()": async () => {
-    const opened = await Promise.all(
-      Array.from({ length: 20 }, () => open(dir.path)),
-    );
-    return perCall(20, async () => {
-      const cog = opened.pop()!;
-      await cog.tempPath("staging");
-      await cog.close();
-    });
-  },
+  "tempPath(name), close()": () => scratch("staging"),
+  "tempPath(), close()": () => scratch(),
 });
 
 compare("a temporary directory, created and removed", "µs", 30, {
