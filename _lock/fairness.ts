@@ -38,3 +38,9 @@ export class Streak {
     return this.#isLong ? Math.max(this.#overAt - clock.now(), 0) : 0;
   }
 }
+
+/** The pause of a poller in milliseconds, for which a free lock idles at most. */
+export function pauseAfter(waited: number): number {
+  const random = 1 - Math.random() / 2; // to fall out of step with others
+  return Math.max(Math.min(waited / 40, 100) * random, 1);
+}

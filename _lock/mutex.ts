@@ -9,7 +9,7 @@ import { toPath } from "../_path.ts";
 import type { LockOptions, Release } from "../lock.ts";
 import { onAbort, unlessAborted } from "./abort.ts";
 import { clock } from "./clock.ts";
-import { Streak } from "./fairness.ts";
+import { pauseAfter, Streak } from "./fairness.ts";
 import { isCurrent, openFile, tryFile, tryOpen, waitForFile } from "./file.ts";
 import { forgetLeft, Place } from "./place.ts";
 import { leaveThread, takeThread } from "./pool.ts";
@@ -74,8 +74,6 @@ function mutexAt(path: string): Mutex {
 
 /** All that this thread does with the lock on one path. */
 class Mutex {
-  readonly #path: string;
-
   /** The locked file of the holder. */
   #held: Deno.FsFile | undefined;
   #owner: AbortSignal | undefined;
@@ -95,9 +93,7 @@ class Mutex {
   /** Ends the pause, if any. */
   wake = (): void => {};
 
-  constructor(path: string) {
-    this.#path = path;
-  }
+  constructor(readonly path: string) {}
 
   get isIdle(): boolean {
     return !this.#held && !this.#isServing && this.streak.isOver;
@@ -106,13 +102,13 @@ class Mutex {
   /** Whether all have left a wait for a file that was deleted since. */
   get isStale(): boolean {
     return this.#awaited !== undefined && !this.#held &&
-      this.#waiters.size === 0 && !isCurrent(this.#path, this.#awaited);
+      this.#waiters.size === 0 && !isCurrent(this.path, this.#awaited);
   }
 
   /** Acquires the lock if nobody holds it and nobody in this thread waits for it. */
   try(owner: AbortSignal | undefined): Release | undefined {
     if (this.#held || this.#waiters.size > 0) return undefined;
-    const file = tryOpen(this.#path);
+    const file = tryOpen(this.path);
     return file && this.#grant(file, owner);
   }
 
@@ -140,7 +136,7 @@ class Mutex {
   }
 
   #grant(file: Deno.FsFile, owner: AbortSignal | undefined): Release {
-    forgetLeft((path) => path === this.#path);
+    forgetLeft((path) => path === this.path);
     this.#held = file;
     this.#owner = owner;
     this.streak.begin();
@@ -204,10 +200,10 @@ class Mutex {
     while (mustServe()) {
       using opened = new DisposableStack();
       try {
-        const file = opened.use(openFile(this.#path));
-        const isLocked = tryFile(this.#path, file) || await this.#wait(file);
+        const file = opened.use(openFile(this.path));
+        const isLocked = tryFile(this.path, file) || await this.#wait(file);
         if (!isLocked || !mustServe()) continue;
-        if (!isCurrent(this.#path, file)) {
+        if (!isCurrent(this.path, file)) {
           opened.dispose();
           await this.#pause(1); // some file systems show another file each time
           continue;
@@ -243,16 +239,16 @@ class Mutex {
           dueAt = now + (patience *= 2); // others may get in again
         } else if (mayBlock && takeThread(wake)) {
           this.#awaited = file;
-          if (await waitForFile(this.#path, file)) return true;
+          if (await waitForFile(this.path, file)) return true;
         } else {
           if (hasSignals() && now >= Math.max(since + PATIENCE, dueAt)) {
-            this.#place ??= quietly(() => new Place(this.#path, wake));
+            this.#place ??= quietly(() => new Place(this.path, wake));
             dueAt = now + 1000; // if none is free
           }
           const ms = this.#place?.stands ? 1000 : pauseAfter(now - since);
           await this.#pause(ms);
         }
-      } while (this.#waiters.size > 0 && !tryFile(this.#path, file));
+      } while (this.#waiters.size > 0 && !tryFile(this.path, file));
       this.#leavePlace();
       return this.#waiters.size > 0;
     } finally {
@@ -275,10 +271,4 @@ class Mutex {
     await promise;
     clock.clearTimeout(timer);
   }
-}
-
-/** The pause in milliseconds, for which a free lock idles at most. */
-function pauseAfter(waited: number): number {
-  const random = 1 - Math.random() / 2; // to fall out of step with others
-  return Math.max(Math.min(waited / 40, 100) * random, 1);
 }
