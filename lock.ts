@@ -1,6 +1,6 @@
 /**
- * An exclusive lock on any file, which also excludes programs that use flock(2),
- * or LockFileEx on Windows.
+ * An exclusive lock on any file. It also excludes programs that use flock(2), or
+ * LockFileEx on Windows.
  *
  * ```ts
  * import { lock } from "@cog/dotcog/lock";
@@ -25,22 +25,24 @@ export interface LockOptions {
    * not abandon it.
    *
    * A wait without an `AbortSignal` stands in the operating system's queue from
-   * the start. Nothing can cancel that. A wait with one first polls, with pauses
-   * of at most a fortieth of the time waited, or 1 ms. After 250 ms a worker
-   * takes a place in the queue, for all callers in this thread that wait for the
-   * path. Its start blocks the event loop for about 20 ms, and for longer on a
-   * busy machine. The worker takes some 14 MB, three threads and eleven open
-   * files, but no processor time while it waits.
+   * the start. Nothing can cancel that. A wait with an `AbortSignal` first polls:
+   * it tries again after pauses of 1 ms, later of up to a fortieth of the time
+   * waited. After 250 ms a worker waits in the queue, for all callers in this
+   * thread that wait for the path, unless one without an `AbortSignal` already
+   * does. The start of the worker blocks the event loop for about 20 ms, and for
+   * longer on a busy machine. The worker takes some 14 MB of memory, three
+   * threads and eleven open files, but no processor time while it waits.
    *
-   * The abort of the last wait ends the worker, and the script can exit. On a
-   * FUSE file system, the process ends only once the lock is free. Until then, a
-   * thread and up to two open files stay. An abort just as the turn comes may
-   * leave the lock busy for some milliseconds.
+   * The abort of the last wait ends the worker, and the script can exit. A thread
+   * and up to two open files stay until the lock is free. On a FUSE file system,
+   * the process stays until then too. An abort just as the turn comes may leave
+   * the lock busy for some milliseconds.
    *
-   * The wait only polls, and may starve, on Windows, if too few files can be
-   * opened, if eight paths have places, or if two waits for the path were
-   * abandoned in the last five seconds. It also polls for a while if another
-   * program shares the lock, as `flock --shared` does, just as the turn comes.
+   * The wait only polls, and may starve, in these cases: on Windows; if too few
+   * files can be opened; if this thread has eight places in queues, abandoned ones
+   * included; if two for the path were abandoned in the last five seconds. It also
+   * polls for a while if another program shares the lock, as `flock --shared`
+   * does, just as the turn comes.
    */
   signal?: AbortSignal;
 
@@ -72,12 +74,12 @@ export interface Release extends Disposable {
  * The file is created if missing, with default permissions. It is never written
  * to and never deleted. Its directory must exist.
  *
- * Callers in one thread, which is the main program or a worker, get the lock in
- * the order in which they asked, if all pass the same text for the path;
- * otherwise the operating system decides, as between threads and processes. A
- * thread that holds the lock for 100 ms or more, through one caller or several,
- * then leaves it free to other programs. The gap lasts for 5 to 15 % of the time
- * held, and for 110 ms at most.
+ * Callers in one thread get the lock in the order in which they asked, if all
+ * pass the same text for the path. Otherwise, and between threads and processes,
+ * the operating system decides. A thread is the main program or a worker. If it
+ * holds the lock for 100 ms or more, through one caller or several, it then leaves
+ * the lock free for other programs. The gap lasts for 5 to 15 % of the time held,
+ * and for 110 ms at most.
  *
  * If the lock file is deleted or replaced during the wait, the waiter first
  * waits until the old file is free, then acquires the lock on the new one. Do
@@ -88,15 +90,15 @@ export interface Release extends Disposable {
  * reentrant: a second call waits for the first one's release, even in the same
  * function.
  *
- * A waiter may get the lock while the event loop is busy. The lock is then held,
- * but unused, until the loop turns. The worker of a wait with an `AbortSignal`
- * frees it after a second. Waits without an `AbortSignal` stand in the queue for
- * at most two paths per thread at a time, and others poll. Each path for which
- * somebody waits keeps a file open, besides those of a worker. An `AbortSignal`
- * cannot interrupt a system call that hangs in the file system.
+ * A waiter may get the lock while other code keeps the event loop busy. The lock
+ * is then held, but unused, until that code yields. The worker of a wait with an
+ * `AbortSignal` frees it after a second. At most two paths per thread have waits
+ * without an `AbortSignal` in the queue. Waits for further paths poll. Each path
+ * for which somebody waits keeps a file open, besides those of a worker. An
+ * `AbortSignal` cannot interrupt a system call that hangs in the file system.
  *
- * A lock that is free is acquired without a turn of the event loop, so a loop
- * of short holds delays timers, those of `AbortSignal.timeout()` too.
+ * Acquiring a free lock lets no timer run. So a loop of short holds delays
+ * timers, those of `AbortSignal.timeout()` too.
  *
  * On Windows nobody can read or write the file while it is locked.
  *

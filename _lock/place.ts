@@ -1,6 +1,7 @@
 /**
  * A place in the operating system's queue that can be given up: a worker stands
- * there. No lock can be moved to another thread. But two threads can share one.
+ * there. No lock can be moved to another thread, but two threads can share one. So
+ * the worker shares its lock with its owner, then leaves.
  */
 
 import { quietly } from "../_error.ts";
@@ -13,16 +14,16 @@ import { tryOpen } from "./file.ts";
  * once: one message would take as long as all the steps.
  */
 const STANDS = 1;
-const HAS_TURN = 2; // its owner may ask it to share
-const SHARES = 4; // its owner may ask it to leave
-const LEAVE = 5;
-const LEFT = 6; // its owner may ask it to stand again
+const HAS_TURN = 2; // the owner may ask it to share: 3
+const SHARES = 4;
+const LEAVE = 5; // the owner asks for it
+const LEFT = 6; // the owner may ask it to stand again: 0, or else it closes: 7
 
 /**
- * The code of the worker. It opens only files, and waits in no call that its owner
- * cannot end: nothing could terminate it there. It does not wait for long, since
- * its owner may wait for a program that needs the lock. It closes when it is idle,
- * or else it would keep the script alive.
+ * The code of the worker. It opens only regular files, and blocks in no call that
+ * its owner cannot end: nothing could terminate it there. It keeps the lock for a
+ * second at most at each step, since its owner may wait for a program that needs
+ * it. An idle worker closes, since it would keep the script alive.
  */
 export const CODE = `
   let idle;
@@ -87,13 +88,13 @@ export function forgetLeft(wasFree: (path: string) => boolean): void {
 }
 
 export class Place implements Disposable {
-  /** When its owner has left it, if that was before the turn. */
+  /** When its owner left it, if that was before the turn. */
   leftAt: number | undefined;
 
   readonly #worker: Worker;
   readonly #last = new Int32Array(new SharedArrayBuffer(4));
 
-  /** Takes a place, which calls `wake` when it has news, or throws. */
+  /** Takes a place, or throws. The place calls `wake` when it has news. */
   constructor(readonly path: string, wake: () => void) {
     if (places.size >= MOST) {
       forgetLeft((path) => {
@@ -104,7 +105,7 @@ export class Place implements Disposable {
     const from = clock.now() - RECENT;
     const left = [...places].filter((p) => p.path === path && p.leftAt! > from);
     const isFull = places.size >= MOST || left.length >= MOST_LEFT;
-    // Windows converts no locks.
+    // Windows cannot turn an exclusive lock into a shared one.
     if (isFull || WINDOWS || !Deno.statSync(path).isFile) throw new Error();
     this.#worker = system.startWorker(path);
     this.#worker.onmessage = wake;
@@ -123,7 +124,7 @@ export class Place implements Disposable {
     return Atomics.load(this.#last, 0) >= HAS_TURN;
   }
 
-  /** Stands in the queue again, at its end, unless the worker was idle for long. */
+  /** Stands in the queue again, at its end, unless the worker has closed. */
   stand(): boolean {
     const isReady = Atomics.compareExchange(this.#last, 0, LEFT, 0) === LEFT;
     if (isReady) this.#worker.postMessage([this.path, this.#last]);

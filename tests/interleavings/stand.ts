@@ -4,16 +4,16 @@ import { CODE } from "../../_lock/place.ts";
 import { type Port, State } from "./port.ts";
 
 /**
- * What is said: who starts it, which is as good as no step, then each step that was
- * taken or passed over, and that it has its message, and that it is terminated.
+ * The indexes of the shared numbers: OWNER for its start, OWNER + n for its step n,
+ * taken or passed over, ASKED for its message, and ENDED for its termination.
  */
 export const OWNER = 8;
 const STEPS = 8;
 const ASKED = OWNER + STEPS;
 const ENDED = ASKED + 1;
-/** What is said, too, when it stands in the queue, or never will. */
+/** Said too, once it stands in the queue, or never will. */
 export const STANDS = 2;
-/** The label of its last step: it closes all, and nothing is said any more. */
+/** The label of its last step: it closes its files, and nothing is said any more. */
 export const UNSAY = "close all, since it is terminated";
 
 /** Runs the code of the library's worker for whoever starts it, again and again. */
@@ -35,7 +35,7 @@ export async function stand(_: unknown, at: string, port: Port): Promise<void> {
   }
 }
 
-/** What the owner has of it. Each pause is as good as a message. */
+/** The part of the owner. Each pause of the owner is as good as a message. */
 export class StandWorker {
   constructor(readonly port: Port) {
     if (!port.hasStand || port.shared[OWNER]) throw new Error("no free thread");
@@ -51,7 +51,7 @@ export class StandWorker {
   }
 }
 
-/** The number that a worker and its owner share. It only grows. */
+/** The number that a worker and its owner share. Here, no worker stands again. */
 export function atomicsOf(port: Port) {
   const load = () =>
     port.shared.slice(OWNER, ASKED).findLastIndex((isSaid) => isSaid > 0);
@@ -64,7 +64,7 @@ export function atomicsOf(port: Port) {
     store,
     compareExchange(_: unknown, _i: number, from: number, to: number): number {
       const was = load();
-      // It may fail after the look, but then more than that was said.
+      // The real one would fail if others act now, but they say higher numbers.
       if (was === from) store(_, _i, to);
       return was;
     },
