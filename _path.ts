@@ -16,7 +16,8 @@ const fromFileUrl = WINDOWS ? windowsFromFileUrl : posixFromFileUrl;
  * link, so it stays.
  */
 export function toPath(path: string | URL): string {
-  const local = path instanceof URL ? fromFileUrl(path) : path;
+  const isUrl = path instanceof URL && path.protocol === "file:";
+  const local = isUrl ? fromFileUrl(path) : path as string;
   const reason = objection(local);
   if (reason) {
     throw new TypeError(`Cannot take the path ${quote(path)}: ${reason}`);
@@ -29,7 +30,8 @@ export function toPath(path: string | URL): string {
 
 /** Why a path is refused, or `undefined`. Untyped code may pass anything. */
 function objection(path: unknown): string | undefined {
-  if (typeof path !== "string") return "it must be a string or a URL";
+  if (typeof path !== "string") return "it must be a string or a file: URL";
+  if (path === "") return 'it is empty; the working directory is "."';
   if (path.includes("\0")) return "no path can contain a NUL";
   if (/^\w{2,}:\/\//.test(path)) {
     return "it is a URL in a string; pass a URL object";
@@ -73,7 +75,9 @@ export function peek(
 export function obstacleTo(path: string): string {
   const found = peek(path);
   if (found?.isDirectory) return "";
-  if (found) return `: a file has the name ${path}; move it away`;
+  if (found) {
+    return `: a file has the name ${path}; move it away, or name a directory`;
+  }
   if (peek(path, Deno.lstatSync)) {
     return `: ${path} is a symbolic link, and its target is missing or out of ` +
       `reach; create the target, or move the link away`;

@@ -68,8 +68,8 @@ export const NAME = ".cog";
  * real path, {@linkcode Dir.projectDir} is that real path.
  * @returns The handle. Close it, best with `await using`.
  *
- * @throws {TypeError} If `projectDir` is neither a path nor a `file:` URL, is a
- * URL in a string, or contains a NUL.
+ * @throws {TypeError} If `projectDir` is neither a path nor a `file:` URL, is
+ * empty or a URL in a string, or contains a NUL.
  * @throws {Deno.errors.NotFound} If `projectDir` is relative, and the working
  * directory was deleted. Or if the project, or a parent of it, is a symbolic
  * link whose target is missing.
@@ -152,7 +152,7 @@ let construct: (project: string, temp?: Scratch) => Dir;
  * {@linkcode Deno.errors.BadResource}.
  *
  * All methods but {@linkcode Dir.defer} require `--allow-read` and
- * `--allow-write` for `.cog/`, and for the project if that is missing too. A
+ * `--allow-write` for `.cog/`, and for the project if the project is missing. A
  * symbolic link requires them for its target. A lock file that exists requires
  * only `--allow-read`.
  *
@@ -447,6 +447,7 @@ export class Dir implements AsyncDisposable {
    * @returns A function that releases the lock; also works with `using`.
    * Closing this handle releases the lock too.
    *
+   * @throws {TypeError} If `options` is no object, or is an `AbortSignal`.
    * @throws {Deno.errors.BadResource} If this handle is closed, or closes before
    * the lock is acquired.
    * @throws {Deno.errors.NotFound} If `.cog/` was deleted.

@@ -111,8 +111,9 @@ export interface Release extends Disposable {
  * announces it.
  * @returns A function that releases the lock; also works with `using`.
  *
- * @throws {TypeError} If `path` is neither a path nor a `file:` URL, is a URL in
- * a string, or contains a NUL.
+ * @throws {TypeError} If `path` is neither a path nor a `file:` URL, is empty or
+ * a URL in a string, or contains a NUL. Or if `options` is no object, or is an
+ * `AbortSignal`.
  * @throws {Deno.errors.NotFound} If the directory of the file is missing, or if
  * `path` is relative and the working directory was deleted.
  * @throws {Deno.errors.IsADirectory} If `path` is a directory. On Windows, a

@@ -8,11 +8,11 @@
  * import { open } from "@cog/dotcog";
  *
  * await using cog = await open("."); // ./.cog, created if missing
- * await cog.lock(); // waits for any other build; released when cog closes
- * const staging = await cog.tempPath("staging"); // empty, removed on close
+ * await cog.lock(); // waits for any other build; released at the end
+ * const staging = await cog.tempPath("staging"); // scratch, removed at the end
  * await Deno.writeTextFile(`${staging}/report`, "built\n");
  * const report = await cog.filePath("reports/latest"); // creates reports/
- * await Deno.rename(`${staging}/report`, report); // complete, or missing
+ * await Deno.rename(`${staging}/report`, report); // in one step
  * console.log(`Built ${report}`);
  * // await cog.filePath("../x"); // TypeError: … the name "../x" leads outside
  * ```

@@ -17,9 +17,13 @@ import { leaveThread, takeThread } from "./pool.ts";
 /** Acquires the lock. The abort of `owner` abandons the wait, too. */
 export async function acquire(
   path: string | URL,
-  { signal, onWait }: LockOptions = {},
+  options: LockOptions = {},
   owner?: AbortSignal,
 ): Promise<Release> {
+  if (Object(options) !== options || options instanceof AbortSignal) {
+    throw new TypeError("Cannot lock: pass options such as { signal }");
+  }
+  const { signal, onWait } = options;
   signal?.throwIfAborted();
   owner?.throwIfAborted();
   const mutex = mutexAt(toPath(path));
@@ -120,8 +124,7 @@ class Mutex {
   ): Promise<Release> {
     const since = clock.now();
     const waiter: Waiter = { ...Promise.withResolvers(), since, owner };
-    const fail = (reason: unknown) => this.#fail(waiter, reason);
-    using _listening = onAbort([signal, owner], fail);
+    using _ = onAbort([signal, owner], (reason) => this.#fail(waiter, reason));
     this.#waiters.add(waiter);
     if (!this.#held && !this.#isServing) this.#serve();
     this.#announce(waiter, onWait, !signal);
@@ -136,13 +139,12 @@ class Mutex {
   }
 
   #grant(file: Deno.FsFile, owner: AbortSignal | undefined): Release {
-    forgetLeft((path) => path === this.path);
+    forgetLeft(this.path);
     this.#held = file;
     this.#owner = owner;
     this.streak.begin();
-    const release: Release = () => this.#release(file);
-    release[Symbol.dispose] = release;
-    return release;
+    const release = () => this.#release(file);
+    return Object.assign(release, { [Symbol.dispose]: release });
   }
 
   #release(file: Deno.FsFile): void {
@@ -223,8 +225,7 @@ class Mutex {
   /** Waits until the file is locked, or until all have left: tells which. */
   async #wait(file: Deno.FsFile): Promise<boolean> {
     const wake = () => this.wake();
-    let patience = PATIENCE;
-    let dueAt = 0;
+    let [patience, dueAt] = [PATIENCE, 0];
     const hasSignals = () => this.#blockers.size < this.#waiters.size;
     if (!hasSignals() || !this.#place?.stand()) this.#leavePlace();
     try {

@@ -80,10 +80,10 @@ const RECENT = 5000;
 /** The places that somebody has, or that were left. */
 export const places = new Set<Place>();
 
-/** Forgets the places left on the paths whose locks have been free since. */
-export function forgetLeft(wasFree: (path: string) => boolean): void {
+/** Forgets the places left on a path, since its lock has been free. */
+export function forgetLeft(path: string): void {
   for (const place of places) {
-    if (place.leftAt && wasFree(place.path)) places.delete(place);
+    if (place.leftAt && place.path === path) places.delete(place);
   }
 }
 
@@ -96,11 +96,9 @@ export class Place implements Disposable {
 
   /** Takes a place, or throws. The place calls `wake` when it has news. */
   constructor(readonly path: string, wake: () => void) {
-    if (places.size >= MOST) {
-      forgetLeft((path) => {
-        using file = quietly(() => tryOpen(path, false) ?? null);
-        return file !== null; // nobody holds a deleted file: undefined
-      });
+    for (const { path } of places.size < MOST ? [] : [...places]) {
+      using file = quietly(() => tryOpen(path, false) ?? null);
+      if (file !== null) forgetLeft(path); // undefined: the file was deleted
     }
     const from = clock.now() - RECENT;
     const left = [...places].filter((p) => p.path === path && p.leftAt! > from);

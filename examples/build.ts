@@ -102,18 +102,18 @@ const json = JSON.stringify(files, null, 2) + "\n";
 const written = `${await cog.tempPath({ dir: "cache" })}/manifest.json`;
 await Deno.writeTextFile(written, json);
 const manifest = await cog.filePath("cache/manifest.json");
-await cog.path("dist"); // created if missing
+const isPublished = await exists(dist);
 await cog.tempPath("old");
 
 // A rename replaces no full directory. So the old one moves into scratch, which
 // is removed on close. The scratch has a name, since the next `tempPath` would
 // delete nameless scratch of a killed build. Close leaves the new one, which is
 // scratch no more. No Ctrl-C comes between synchronous calls.
-Deno.renameSync(dist, kept);
+if (isPublished) Deno.renameSync(dist, kept);
 try {
   Deno.renameSync(staging, dist);
 } catch (error) {
-  Deno.renameSync(kept, dist); // the old one stays published
+  if (isPublished) Deno.renameSync(kept, dist); // the old one stays published
   throw error;
 }
 Deno.renameSync(written, manifest); // replaces the old one in one step

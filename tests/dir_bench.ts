@@ -19,9 +19,8 @@ compare("a path that exists", "µs", 50, {
 });
 
 async function scratch(name?: string): Promise<number> {
-  const opened = await Promise.all(
-    Array.from({ length: 20 }, () => open(dir.path)),
-  );
+  const twenty = Array.from({ length: 20 }, () => open(dir.path));
+  const opened = await Promise.all(twenty);
   return perCall(20, async () => {
     const cog = opened.pop()!;
     await cog.tempPath(name!);

@@ -90,7 +90,8 @@ Deno.test("open() on a file, or below one, keeps class and code, and says what t
   using dir = scene();
   const root = resolve(dir.path, ".cog");
   Deno.writeTextFileSync(root, "kept");
-  const advice = `: a file has the name ${root}; move it away: `;
+  const advice =
+    `: a file has the name ${root}; move it away, or name a directory: `;
   const over = () => open(dir.path);
   const error = await assertRejects(over, AlreadyExists, advice);
   assert(error.cause instanceof AlreadyExists);
@@ -208,7 +209,8 @@ Deno.test("path(), filePath() and tempPath() through a file keep class and code,
   await using cog = await openTemp();
   const file = await cog.filePath("file");
   Deno.writeTextFileSync(file, "kept");
-  const advice = `: a file has the name ${file}; move it away: `;
+  const advice =
+    `: a file has the name ${file}; move it away, or name a directory: `;
   await assertRejects(() => cog.path("file"), AlreadyExists, advice);
   for (const method of METHODS) {
     const Class = WINDOWS ? AlreadyExists : NotADirectory;

@@ -17,10 +17,11 @@ const TAKERS = {
 
 /** What is no path, in untyped code too, and what the error says of it. */
 const REFUSED = [
-  [new URL("https://example.com/"), "file"],
+  [new URL("https://example.com/"), "it must be a string or a file: URL"],
+  ["", 'the path "": it is empty; the working directory is "."'],
   ["a\0b", 'the path "a\\u0000b": no path can contain a NUL'],
   [import.meta.resolve("./"), '/": it is a URL in a string; pass a URL'],
-  [undefined, "the path undefined: it must be a string or a URL"],
+  [undefined, "the path undefined: it must be a string or a file: URL"],
 ] as [path: string, message: string][];
 
 for (const [name, take] of Object.entries(TAKERS)) {
@@ -53,6 +54,12 @@ Deno.test("lock() and open() take a relative path from the working directory of 
   assertEquals(await child.line(), `${dir.path} 0`);
   assertEquals(isFree(dir.file), false);
   assertEquals(exists(resolve(dir.path, ".cog", "made")), true);
+});
+
+Deno.test("lock() refuses what are no options", async () => {
+  for (const it of [5000, null, AbortSignal.abort()] as object[]) {
+    await assertRejects(() => lock("missing/x", it), TypeError, "{ signal }");
+  }
 });
 
 // Windows deletes no working directory, and resolves .. in the text.
