@@ -30,19 +30,19 @@ export interface LockOptions {
    * waited. After 250 ms a worker waits in the queue, for all callers in this
    * thread that wait for the path, unless one without an `AbortSignal` already
    * does. The start of the worker blocks the event loop for about 20 ms, and for
-   * longer on a busy machine. The worker takes some 14 MB of memory, three
-   * threads and eleven open files, but no processor time while it waits.
+   * longer on a busy machine. The worker takes some 20 MB of memory, four
+   * threads and ten open files, but no processor time while it waits.
    *
    * The abort of the last wait ends the worker, and the script can exit. A thread
    * and up to two open files stay until the lock is free. On a FUSE file system,
-   * the process stays until then too. An abort just as the turn comes may leave
-   * the lock busy for some milliseconds.
+   * the process stays until then too, even at Ctrl-C or `Deno.exit()`. An abort
+   * just as the turn comes may leave the lock busy for some milliseconds.
    *
    * The wait only polls, and may starve, in these cases: on Windows; if too few
    * files can be opened; if this thread has eight places in queues, abandoned ones
    * included; if two for the path were abandoned in the last five seconds. It also
-   * polls for a while if another program shares the lock, as `flock --shared`
-   * does, just as the turn comes.
+   * polls for a while if, just as the turn comes, this thread is busy for 100 ms,
+   * or another program shares the lock, as `flock --shared` does.
    */
   signal?: AbortSignal;
 
@@ -92,7 +92,7 @@ export interface Release extends Disposable {
  *
  * A waiter may get the lock while other code keeps the event loop busy. The lock
  * is then held, but unused, until that code yields. The worker of a wait with an
- * `AbortSignal` frees it after a second. At most two paths per thread have waits
+ * `AbortSignal` frees it after 100 ms. At most two paths per thread have waits
  * without an `AbortSignal` in the queue. Waits for further paths poll. Each path
  * for which somebody waits keeps a file open, besides those of a worker. An
  * `AbortSignal` cannot interrupt a system call that hangs in the file system.

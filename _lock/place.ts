@@ -21,9 +21,10 @@ const LEFT = 6; // the owner may ask it to stand again: 0, or else it closes: 7
 
 /**
  * The code of the worker. It opens only regular files, and blocks in no call that
- * its owner cannot end: nothing could terminate it there. It keeps the lock for a
- * second at most at each step, since its owner may wait for a program that needs
- * it. An idle worker closes, since it would keep the script alive.
+ * its owner cannot end: nothing could terminate it there. It keeps the lock for
+ * 100 ms at most at each step, since its owner may be busy for long, or wait for a
+ * program that needs the lock. An idle worker closes, since it would keep the
+ * script alive.
  */
 export const CODE = `
   let idle;
@@ -43,10 +44,10 @@ export const CODE = `
         .catch(() => Deno.open(path));
       take(1);
       await file.lock(true);
-      if (take(2, 1000) === 3 && file.tryLockSync(false)) take(4, 1000);
+      if (take(2, 100) === 3 && file.tryLockSync(false)) take(4, 100);
+      file.unlockSync(); // a child that starts now may keep the file open
     } catch {
     } finally {
-      file?.unlockSync(); // a child that starts now may keep the file open
       file?.close();
       Atomics.store(last, 0, 5);
       take(6);
@@ -106,7 +107,10 @@ export class Place implements Disposable {
     // Windows cannot turn an exclusive lock into a shared one.
     if (isFull || WINDOWS || !Deno.statSync(path).isFile) throw new Error();
     this.#worker = system.startWorker(path);
-    this.#worker.onmessage = wake;
+    this.#worker.onmessage = () => {
+      if (Atomics.load(this.#last, 0) > LEFT) places.delete(this); // it closes
+      wake();
+    };
     this.#worker.onerror = (event) => event.preventDefault(); // its owner polls
     this.#worker.postMessage([path, this.#last]);
     places.add(this);
@@ -129,7 +133,7 @@ export class Place implements Disposable {
     return isReady;
   }
 
-  /** Passes the lock on to another open file, unless somebody shares it meanwhile. */
+  /** Passes the lock on to an open file, unless others share it meanwhile. */
   passTo(file: Deno.FsFile): boolean {
     const isPassed = this.#goOnFrom(HAS_TURN) &&
         quietly(() => file.tryLockSync(false)) && this.#goOnFrom(SHARES) &&
@@ -144,7 +148,7 @@ export class Place implements Disposable {
     const asked = step + 1;
     if (Atomics.compareExchange(last, 0, step, asked) !== step) return false;
     Atomics.notify(last, 0);
-    Atomics.wait(last, 0, asked, 1000);
+    Atomics.wait(last, 0, asked, 100);
     return Atomics.load(last, 0) === asked + 1;
   }
 
