@@ -27,7 +27,7 @@ export interface LockOptions {
    * A wait without an `AbortSignal` stands in the operating system's queue from
    * the start. Nothing can cancel that. A wait with an `AbortSignal` first polls:
    * it tries again after pauses of 1 ms, later of up to a fortieth of the time
-   * waited. After 250 ms a worker waits in the queue, for all callers in this
+   * waited. After 200 ms a worker waits in the queue, for all callers in this
    * thread that wait for the path, unless one without an `AbortSignal` already
    * does. The start of the worker blocks the event loop for about 20 ms, and for
    * longer on a busy machine. The worker takes some 20 MB of memory, four

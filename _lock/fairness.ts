@@ -16,7 +16,8 @@ export class Streak {
 
   /** The path is held from now on. */
   begin(): void {
-    if (this.isOver) this.#since = clock.now();
+    const now = clock.now();
+    if (now >= this.#overAt) this.#since = now;
   }
 
   /** The path is free from now on. */

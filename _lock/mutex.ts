@@ -48,7 +48,7 @@ export function releaseOf(owner: AbortSignal, path: string): void {
 }
 
 /** The milliseconds of polling first: the start of a worker costs 20. */
-const PATIENCE = 250;
+const PATIENCE = 200;
 
 /** One call that waits for the lock. */
 interface Waiter extends PromiseWithResolvers<Release> {
@@ -143,8 +143,9 @@ class Mutex {
     this.#held = file;
     this.#owner = owner;
     this.streak.begin();
-    const release = () => this.#release(file);
-    return Object.assign(release, { [Symbol.dispose]: release });
+    const release: Release = () => this.#release(file);
+    release[Symbol.dispose] = release;
+    return release;
   }
 
   #release(file: Deno.FsFile): void {
@@ -172,8 +173,7 @@ class Mutex {
   }
 
   #leavePlace(): void {
-    this.#place?.[Symbol.dispose]();
-    this.#place = undefined;
+    this.#place = void this.#place?.[Symbol.dispose]();
   }
 
   /** Calls `onWait`, unless the wait was only to give way and is over. */

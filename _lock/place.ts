@@ -22,9 +22,8 @@ const LEFT = 6; // the owner may ask it to stand again: 0, or else it closes: 7
 /**
  * The code of the worker. It opens only regular files, and blocks in no call that
  * its owner cannot end: nothing could terminate it there. It keeps the lock for
- * 100 ms at most at each step, since its owner may be busy for long, or wait for a
- * program that needs the lock. An idle worker closes, since it would keep the
- * script alive.
+ * 100 ms at most at each step, since its owner may be busy, or wait for a program
+ * that needs it. An idle worker closes, since it would keep the script alive.
  */
 export const CODE = `
   let idle;
