@@ -76,7 +76,7 @@ export function obstacleTo(path: string): string {
   const found = peek(path);
   if (found?.isDirectory) return "";
   if (found) {
-    return `: a file has the name ${path}; move it away, or name a directory`;
+    return `: a file has the name ${path}; move it away, or pass another path`;
   }
   if (peek(path, Deno.lstatSync)) {
     return `: ${path} is a symbolic link, and its target is missing or out of ` +

@@ -303,9 +303,9 @@ export class Dir implements AsyncDisposable {
    * not pass through the `await using` block.
    *
    * The next `tempPath` also removes scratch that a crash left, if it had no
-   * name: it sweeps `.cog/` and the directory of its own scratch. Sweeps of a
-   * directory that are slow block a thread for about a hundredth of the time.
-   * Named scratch stays until somebody asks for the same name.
+   * name: it sweeps `.cog/` and the directory of its own scratch. Slow sweeps
+   * of a directory block a thread for about a hundredth of the time. Named
+   * scratch stays until somebody asks for the same name.
    *
    * A process locks a file beside its scratch until it closes the handle or
    * dies. The sweep deletes only scratch whose file is free. On a network disk,
@@ -447,7 +447,7 @@ export class Dir implements AsyncDisposable {
    * @returns A function that releases the lock; also works with `using`.
    * Closing this handle releases the lock too.
    *
-   * @throws {TypeError} If `options` is no object, or is an `AbortSignal`.
+   * @throws {TypeError} If `options` is not an object, or is an `AbortSignal`.
    * @throws {Deno.errors.BadResource} If this handle is closed, or closes before
    * the lock is acquired.
    * @throws {Deno.errors.NotFound} If `.cog/` was deleted.

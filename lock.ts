@@ -25,24 +25,27 @@ export interface LockOptions {
    * not abandon it.
    *
    * A wait without an `AbortSignal` stands in the operating system's queue from
-   * the start. Nothing can cancel that. A wait with an `AbortSignal` first polls:
-   * it tries again after pauses of 1 ms, later of up to a fortieth of the time
-   * waited. After 200 ms a worker waits in the queue, for all callers in this
-   * thread that wait for the path, unless one without an `AbortSignal` already
-   * does. The start of the worker blocks the event loop for about 20 ms, and for
-   * longer on a busy machine. The worker takes some 20 MB of memory, four
-   * threads and ten open files, but no processor time while it waits.
+   * the start. Nothing can cancel that. A wait with an `AbortSignal` first
+   * polls: it tries again after pauses of 1 ms, later of up to a fortieth of
+   * the time waited. After 200 ms a worker waits in the queue, for all callers
+   * in this thread that wait for the path, unless a caller without an
+   * `AbortSignal` already does. The start of the worker blocks the event loop
+   * for about 20 ms, and for longer on a busy machine. The worker takes four
+   * threads, ten open files and some 20 MB of memory, but no processor time
+   * while it waits.
    *
-   * The abort of the last wait ends the worker, and the script can exit. A thread
-   * and up to two open files stay until the lock is free. On a FUSE file system,
-   * the process stays until then too, even at Ctrl-C or `Deno.exit()`. An abort
-   * just as the turn comes may leave the lock busy for some milliseconds.
+   * The abort of the last wait ends the worker, and the script can exit. Until
+   * the lock is free or the script exits, a thread and up to two open files may
+   * stay. On a FUSE file system, the process stays until the lock is free, even
+   * at Ctrl-C or `Deno.exit()`. An abort just as the turn comes may leave the
+   * lock busy for some milliseconds.
    *
    * The wait only polls, and may starve, in these cases: on Windows; if too few
-   * files can be opened; if this thread has eight places in queues, abandoned ones
-   * included; if two for the path were abandoned in the last five seconds. It also
-   * polls for a while if, just as the turn comes, this thread is busy for 100 ms,
-   * or another program shares the lock, as `flock --shared` does.
+   * files can be opened; if this thread has eight places in queues, abandoned
+   * ones included; if two places for the path were abandoned in the last five
+   * seconds. It also polls for a while if, just as the turn comes, this thread
+   * is busy for 100 ms, or another program shares the lock, as `flock --shared`
+   * does.
    */
   signal?: AbortSignal;
 
@@ -90,12 +93,13 @@ export interface Release extends Disposable {
  * reentrant: a second call waits for the first one's release, even in the same
  * function.
  *
- * A waiter may get the lock while other code keeps the event loop busy. The lock
- * is then held, but unused, until that code yields. The worker of a wait with an
- * `AbortSignal` frees it after 100 ms. At most two paths per thread have waits
- * without an `AbortSignal` in the queue. Waits for further paths poll. Each path
- * for which somebody waits keeps a file open, besides those of a worker. An
- * `AbortSignal` cannot interrupt a system call that hangs in the file system.
+ * A waiter may get the lock while other code keeps the event loop busy. The
+ * lock is then held, but unused, until that code yields. The worker of a wait
+ * with an `AbortSignal` frees it after 100 ms. Waits without an `AbortSignal`
+ * use the queue for at most two paths per thread. They poll for further paths.
+ * Each path for which somebody waits keeps a file open, besides those of a
+ * worker. An `AbortSignal` cannot interrupt a system call that hangs in the
+ * file system.
  *
  * Acquiring a free lock lets no timer run. So a loop of short holds delays
  * timers, those of `AbortSignal.timeout()` too.
@@ -111,9 +115,9 @@ export interface Release extends Disposable {
  * announces it.
  * @returns A function that releases the lock; also works with `using`.
  *
- * @throws {TypeError} If `path` is neither a path nor a `file:` URL, is empty or
- * a URL in a string, or contains a NUL. Or if `options` is no object, or is an
- * `AbortSignal`.
+ * @throws {TypeError} If `path` is neither a path nor a `file:` URL, is empty
+ * or a URL in a string, or contains a NUL. Or if `options` is not an object, or
+ * is an `AbortSignal`.
  * @throws {Deno.errors.NotFound} If the directory of the file is missing, or if
  * `path` is relative and the working directory was deleted.
  * @throws {Deno.errors.IsADirectory} If `path` is a directory. On Windows, a

@@ -40,7 +40,7 @@ export class Streak {
   }
 }
 
-/** The pause of a poller in milliseconds, for which a free lock idles at most. */
+/** The pause of a poller in milliseconds. A free lock idles no longer than that. */
 export function pauseAfter(waited: number): number {
   const random = 1 - Math.random() / 2; // to fall out of step with others
   return Math.max(Math.min(waited / 40, 100) * random, 1);

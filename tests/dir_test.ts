@@ -91,7 +91,7 @@ Deno.test("open() on a file, or below one, keeps class and code, and says what t
   const root = resolve(dir.path, ".cog");
   Deno.writeTextFileSync(root, "kept");
   const advice =
-    `: a file has the name ${root}; move it away, or name a directory: `;
+    `: a file has the name ${root}; move it away, or pass another path: `;
   const over = () => open(dir.path);
   const error = await assertRejects(over, AlreadyExists, advice);
   assert(error.cause instanceof AlreadyExists);
@@ -210,7 +210,7 @@ Deno.test("path(), filePath() and tempPath() through a file keep class and code,
   const file = await cog.filePath("file");
   Deno.writeTextFileSync(file, "kept");
   const advice =
-    `: a file has the name ${file}; move it away, or name a directory: `;
+    `: a file has the name ${file}; move it away, or pass another path: `;
   await assertRejects(() => cog.path("file"), AlreadyExists, advice);
   for (const method of METHODS) {
     const Class = WINDOWS ? AlreadyExists : NotADirectory;

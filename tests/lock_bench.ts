@@ -108,7 +108,7 @@ const timed = (acquire: () => Promise<Disposable>) => async () => {
 compare("hand-over from another process, after about a second", "ms", 30, {
   "lock()": () => handOver(timed(patient)),
   "lock() with an AbortSignal": () => handOver(timed(impatient)),
-  "polling each 100 ms, as Go does": () => handOver(timed(poll)),
+  "polling every 100 ms, as Go does": () => handOver(timed(poll)),
   ...has("flock") && { "flock(1)": () => handOver(flock) },
 });
 
