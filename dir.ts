@@ -63,9 +63,9 @@ export const NAME = ".cog";
  *
  * Requires the permissions of {@linkcode Dir}.
  *
- * @param projectDir The project. A relative path is resolved once, from the
- * current working directory. If the path contains `..` and Deno may look up the
- * real path, {@linkcode Dir.projectDir} is that real path.
+ * @param projectDir The project, not its `.cog/`. A relative path is resolved
+ * once, from the current working directory. If the path contains `..` and Deno
+ * may look up the real path, {@linkcode Dir.projectDir} is that real path.
  * @returns The handle. Close it, best with `await using`.
  *
  * @throws {TypeError} If `projectDir` is neither a path nor a `file:` URL, is

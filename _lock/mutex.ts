@@ -20,7 +20,7 @@ export async function acquire(
   options: LockOptions = {},
   owner?: AbortSignal,
 ): Promise<Release> {
-  if (Object(options) !== options || options instanceof AbortSignal) {
+  if (typeof (options ?? 0) !== "object" || options instanceof AbortSignal) {
     throw new TypeError("Cannot lock: pass options such as { signal }");
   }
   const { signal, onWait } = options;
