@@ -10,7 +10,7 @@ export function explain(
 ): Error {
   const { constructor, message, code } = error as Error & { code?: string };
   const explained = new (constructor as ErrorConstructor)(
-    `${tried}: ${message.replaceAll(path, known)}`,
+    `${tried}: ${message.replaceAll(path, () => known)}`,
     { cause: error },
   );
   return code === undefined ? explained : Object.assign(explained, { code });
@@ -29,6 +29,14 @@ export function quietly<T>(attempt: () => T): T | undefined {
     return undefined;
   }
 }
+
+/** Errors to which Deno gives no `code`. */
+const UNNAMED: Record<string, string> = {
+  "darwin 69": "EDQUOT",
+  "darwin 78": "ENOSYS",
+  "linux 38": "ENOSYS",
+  "linux 122": "EDQUOT",
+};
 
 /** Whether nothing exists at the path any more. */
 export function isGone(error: unknown): boolean {
@@ -56,9 +64,12 @@ export function isFull(error: unknown): boolean {
 /** Whether it cannot be moved, as in a lower layer of an overlay. */
 export function isImmovable(error: unknown): boolean {
   return isFull(error) || // as a full btrfs says
+    Deno.build.os === "windows" && isInUse(error) ||
     ["EXDEV", "ENOSYS", "ENOTSUP", "EOPNOTSUPP"].includes(codeOf(error) ?? "");
 }
 
 export function codeOf(error: unknown): string | undefined {
-  return (error as { code?: string }).code;
+  const { code, message } = error as Error & { code?: string };
+  const [, number = ""] = /\(os error (\d+)\)/.exec(message) ?? [];
+  return code ?? UNNAMED[`${Deno.build.os} ${number}`];
 }

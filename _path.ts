@@ -33,7 +33,7 @@ function objection(path: unknown): string | undefined {
   if (typeof path !== "string") return "it must be a string or a file: URL";
   if (path === "") return 'it is empty; the working directory is "."';
   if (path.includes("\0")) return "no path can contain a NUL";
-  if (/^\w{2,}:\/\//.test(path)) {
+  if (/^(file:|\w{2,}:\/\/)/i.test(path)) {
     return "it is a URL in a string; pass a URL object";
   }
   return undefined;

@@ -583,8 +583,11 @@ function areOptions(
 function createTempProject(): Scratch {
   try {
     const path = toPath(Deno.makeTempDirSync({ prefix: "cog-" }));
-    const directory = WINDOWS ? undefined : Deno.openSync(path);
+    using undo = new DisposableStack();
+    undo.defer(() => quietly(() => Deno.removeSync(path)));
+    const directory = WINDOWS ? undefined : undo.use(Deno.openSync(path));
     const created = directory?.statSync() ?? Deno.lstatSync(path);
+    undo.move();
     return new Scratch(path, created, undefined, directory);
   } catch (error) {
     throw explain(`Cannot create a directory in ${tempDir()}`, error);

@@ -29,13 +29,14 @@ export class Claim {
     const options = { read: true, write: true, createNew: true };
     using undo = new DisposableStack();
     const file = undo.use(Deno.openSync(path, options));
-    let isOwn: boolean;
+    let isLocked: boolean;
     try {
-      isOwn = tryFile(path, file) && look(path) !== undefined;
+      isLocked = tryFile(path, file);
     } catch {
       Deno.removeSync(path);
       return new Claim(target, path, undefined);
     }
+    const isOwn = isLocked && look(path) !== undefined;
     if (!isOwn) throw new Deno.errors.AlreadyExists("A sweep came first");
     undo.move();
     return new Claim(target, path, file);

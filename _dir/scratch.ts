@@ -1,9 +1,9 @@
-import { explain, isFull, isGone, isRace, quietly } from "../_error.ts";
+import { explain, isFull, isRace, quietly } from "../_error.ts";
 import { pause } from "../_lock/clock.ts";
 import { isSame, obstacleTo, parentOf, WINDOWS } from "../_path.ts";
 import { Claim } from "./claim.ts";
 import { type Exiting, register, registeredAt, unregister } from "./exits.ts";
-import { Tree } from "./tree.ts";
+import { look, Tree } from "./tree.ts";
 
 /** A scratch directory. The owner deletes only the one created here. */
 export class Scratch implements Exiting {
@@ -23,9 +23,7 @@ export class Scratch implements Exiting {
   /** Deletes it, unless another one has taken its place. */
   async remove(): Promise<void> {
     try {
-      const tree = unregister(this) ? this.#withdraw() : undefined;
-      await tree?.delete();
-      if (tree) this.#free(true);
+      if (unregister(this)) await this.#withdraw()?.delete();
     } finally {
       this.#free();
     }
@@ -37,15 +35,14 @@ export class Scratch implements Exiting {
 
   /** Moves it to its claim, if it is the owner's. */
   #withdraw(): Tree | undefined {
-    const { path, created, claim } = this;
+    const { path, claim } = this;
     let isOwn = false;
     let tree: Tree | undefined;
     try {
       if (!this.#isAt(path)) return void this.#free(true);
-      tree = new Tree(path, path, created).moveTo(claim?.target ?? path);
+      tree = Tree.at(path)?.moveTo(claim?.target ?? path);
       // Another one may have taken its place right before the move.
-      isOwn = tree?.path === path ||
-        tree !== undefined && this.#isAt(tree.path);
+      isOwn = tree !== undefined && this.#isAt(tree.path);
       return isOwn ? tree : undefined;
     } catch (error) {
       throw explain(`Cannot remove ${path}`, error);
@@ -57,13 +54,9 @@ export class Scratch implements Exiting {
   }
 
   #isAt(path: string): boolean {
-    try {
-      const own = this.directory?.statSync() ?? this.created;
-      return isSame(own, Deno.lstatSync(path));
-    } catch (error) {
-      if (isGone(error)) return false;
-      throw error;
-    }
+    const own = look(path, () => this.directory?.statSync() ?? this.created);
+    const there = look(path);
+    return own !== undefined && there !== undefined && isSame(own, there);
   }
 
   #free(isDone?: boolean): void {
@@ -87,15 +80,15 @@ export async function createScratch(
   const makeWay = async (error: unknown) => {
     // Without a claim, this means that a parent is a file.
     if (!claim && error instanceof Deno.errors.NotADirectory) throw error;
-    const tree = path ? Tree.at(path) : undefined;
+    const there = () => path ? Tree.at(path) : undefined;
     if (isFull(error) && tries.full-- > 0) {
       await sweep();
-      await tree?.delete();
+      await there()?.delete();
     } else if (isRace(error) && tries.race-- > 0) {
       // Others may try as regularly as this does.
       if (tries.race < 18) await pause((19 - tries.race) * Math.random());
       if (error instanceof Deno.errors.NotFound) claim = claim?.release();
-      if (claim) await tree?.moveTo(claim.target)?.delete();
+      if (claim) await there()?.moveTo(claim.target)?.delete();
     } else throw error;
   };
   try {

@@ -25,10 +25,11 @@ export async function sweep(dir: string, isUrgent: boolean): Promise<void> {
     if (blocked > 1) rests.set(dir, end + 100 * blocked);
     return result;
   };
+  // A link might lead elsewhere.
+  const isLock = (it: Deno.DirEntry) => it.isFile && SCRATCH_LOCK.test(it.name);
   // The asynchronous call takes four times as long, however many there are.
-  const list = () => [...Deno.readDirSync(dir)].map(({ name }) => name);
-  const names = count(() => quietly(list)) ?? [];
-  for (const name of names.filter((it) => SCRATCH_LOCK.test(it))) {
+  const list = () => [...Deno.readDirSync(dir)].filter(isLock);
+  for (const { name } of count(() => quietly(list)) ?? []) {
     const path = joinName(dir, name);
     if (registeredAt(path)) continue;
     // It may be somebody else's to delete. A later sweep tries again.

@@ -1,14 +1,17 @@
 import { explain, isGone, isImmovable, isInUse, quietly } from "../_error.ts";
 import { clock, pause } from "../_lock/clock.ts";
 import { isSame } from "../_path.ts";
-import { type Exiting, register, unregister } from "./exits.ts";
+import { type Exiting, register, registeredAt, unregister } from "./exits.ts";
 
 export const RECURSIVE = { recursive: true };
 
-/** What has the path, or `undefined` if nothing does. */
-export function look(path: string): Deno.FileInfo | undefined {
+/** What has the path, or `undefined` if it is gone. */
+export function look(
+  path: string,
+  stat = () => Deno.lstatSync(path),
+): Deno.FileInfo | undefined {
   try {
-    return Deno.lstatSync(path);
+    return stat();
   } catch (error) {
     if (isGone(error)) return undefined;
     throw error;
@@ -49,6 +52,7 @@ export class Tree implements Exiting {
 
   /** Deletes it, even if an exit comes first, and tries for 0.3 s if it is in use. */
   async delete(): Promise<void> {
+    const replaced = registeredAt(this.path);
     register(this);
     const end = clock.now() + 300;
     try {
@@ -61,8 +65,9 @@ export class Tree implements Exiting {
         await pause(20);
       }
     } catch (error) {
-      if (isGone(error)) return;
+      if (isGone(error) && !look(this.path)) return;
       const rest = this.putBack();
+      if (replaced) register(replaced); // its owner may try later
       throw explain(`Cannot remove ${rest}`, error, this.path, rest);
     } finally {
       unregister(this);

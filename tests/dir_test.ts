@@ -337,21 +337,6 @@ Deno.test("Dir.lock() excludes every other handle on the project, tryLock() says
   assertEquals(Deno.statSync(path).size, 0);
 });
 
-Deno.test("Dir.lock() with a signal lets the script end after a close", async () => {
-  await using outer = await openTemp();
-  await using holder = stranger(resolve(outer.root, "cog.lock"));
-  await holder.line();
-  const code = `
-    const cog = await open(args[0]);
-    const signal = AbortSignal.timeout(600_000);
-    const refused = (error) => console.log(error.name);
-    await new Promise((onWait) => cog.lock({ signal, onWait }).catch(refused));
-    await cog.close();`;
-  await using child = script(code, [outer.projectDir]);
-  assertEquals(await child.line(), "BadResource");
-  assertEquals((await child.ended()).code, 0);
-});
-
 Deno.test("Dir.lock() keeps nothing of earlier locks on its handle", async () => {
   const code = `
     await using cog = await openTemp();

@@ -300,7 +300,7 @@ Deno.test("build survives Ctrl-C", { ignore: WINDOWS }, async () => {
   }
 });
 
-Deno.test("run passes on arguments, output and exit code", async () => {
+Deno.test("run passes on arguments, output and exit code, and says in one line what it cannot run", async () => {
   using dir = project();
   const code = "console.log(1); console.error(2); Deno.exit(+Deno.args[0])";
   const expected = { code: 42, out: ["1"], err: ["2"] };
@@ -308,10 +308,6 @@ Deno.test("run passes on arguments, output and exit code", async () => {
     const args = [...wait, dir.path, ...EVAL, code, "42"];
     assertEquals(await result("run", ...args), expected);
   }
-});
-
-Deno.test("run says in one line that there is no such command", async () => {
-  using dir = project();
   for (const [code, command] of [[127, "missing"], [126, dir.path]] as const) {
     const line = await failure(code, commandLine("run", [dir.path, command]));
     assert(line.includes(`'${command}'`), line);
@@ -548,27 +544,21 @@ Deno.test("the README's line for a shell waits", FLOCK, async () => {
   assertEquals(exists(copied), true);
 });
 
-Deno.test(
-  "build loses no published one, whatever stops it between its renames",
-  {
-    ignore: !HAS_STRACE,
-  },
-  async () => {
-    using dir = project();
-    await result("build", dir.path);
-    const staging = resolve(dir.cog, "staging");
-    const stopped = (fault: string) => [
-      ...["strace", "-fqq", "-o", "/dev/null", "-P", staging],
-      ...["-e", "trace=/^rename", "-e", `inject=/^rename:error=EIO:${fault}`],
-      ...commandLine("build", [dir.path]),
-    ];
-    assertEquals((await output(stopped("signal=SIGKILL:when=1"))).code, 137);
-    assertEquals(names(dir.cog).includes("dist"), false);
-    await using cog = await open(dir.path);
-    await cog.tempPath(); // which sweeps
-    await cog.close();
-    // This one first moves away what the killed one has staged.
-    assert((await failure(1, stopped("when=2"))).includes("dist"));
-    await assertBuilt(dir, "cog.yaml", "src/file");
-  },
-);
+Deno.test("build stopped loses no build", { ignore: !HAS_STRACE }, async () => {
+  using dir = project();
+  await result("build", dir.path);
+  const staging = resolve(dir.cog, "staging");
+  const stopped = (fault: string) => [
+    ...["strace", "-fqq", "-o", "/dev/null", "-P", staging],
+    ...["-e", "trace=/^rename", "-e", `inject=/^rename:error=EIO:${fault}`],
+    ...commandLine("build", [dir.path]),
+  ];
+  assertEquals((await output(stopped("signal=SIGKILL:when=1"))).code, 137);
+  assertEquals(names(dir.cog).includes("dist"), false);
+  await using cog = await open(dir.path);
+  await cog.tempPath(); // which sweeps
+  await cog.close();
+  // This one first moves away what the killed one has staged.
+  assert((await failure(1, stopped("when=2"))).includes("dist"));
+  await assertBuilt(dir, "cog.yaml", "src/file");
+});

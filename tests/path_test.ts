@@ -21,6 +21,7 @@ const REFUSED = [
   ["", 'the path "": it is empty; the working directory is "."'],
   ["a\0b", 'the path "a\\u0000b": no path can contain a NUL'],
   [import.meta.resolve("./"), '/": it is a URL in a string; pass a URL'],
+  ["file:/x", 'the path "file:/x": it is a URL in a string; pass a URL'],
   [undefined, "the path undefined: it must be a string or a file: URL"],
 ] as [path: string, message: string][];
 

@@ -5,12 +5,11 @@ import { type Port, State } from "./port.ts";
 
 /**
  * The indexes of the shared numbers: OWNER for its start, OWNER + n for its step n,
- * taken or passed over, ASKED for its message, and ENDED for its termination.
+ * taken or passed over, and ENDED for its termination.
  */
 export const OWNER = 8;
 const STEPS = 8;
-const ASKED = OWNER + STEPS;
-const ENDED = ASKED + 1;
+const ENDED = OWNER + STEPS;
 /** Said too, once it stands in the queue, or never will. */
 export const STANDS = 2;
 /** The label of its last step: it closes its files, and nothing is said any more. */
@@ -26,7 +25,6 @@ export async function stand(_: unknown, at: string, port: Port): Promise<void> {
       "clearTimeout",
       `let onmessage; ${CODE} return onmessage;`,
     )(() => {}, () => {}, () => {});
-    port.await(ASKED);
     await hear({ data: [`${at}/x.lock`] });
     port.await(ENDED);
     port.ask(State.Ready, UNSAY);
@@ -42,9 +40,7 @@ export class StandWorker {
     port.say([OWNER], port.process + 1);
   }
 
-  postMessage(): void {
-    this.port.say([ASKED]);
-  }
+  postMessage() {}
 
   terminate(): void {
     this.port.say([ENDED]);
@@ -54,7 +50,7 @@ export class StandWorker {
 /** The number that a worker and its owner share. Here, no worker stands again. */
 export function atomicsOf(port: Port) {
   const load = () =>
-    port.shared.slice(OWNER, ASKED).findLastIndex((isSaid) => isSaid > 0);
+    port.shared.slice(OWNER, ENDED).findLastIndex((isSaid) => isSaid > 0);
   const store = (_: unknown, _index: number, step: number) => {
     const passed = Array.from({ length: step }, (_, i) => OWNER + 1 + i);
     if (step > 0) port.say([...passed, STANDS]);
