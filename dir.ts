@@ -302,7 +302,7 @@ export class Dir implements AsyncDisposable {
    * way. An unhandled signal leaves it, and so does an uncaught error that does
    * not pass through the `await using` block.
    *
-   * The next `tempPath` also removes scratch that a crash left, if it had no
+   * A later `tempPath` also removes scratch that a crash left, if it had no
    * name: it sweeps `.cog/` and the directory of its own scratch. Slow sweeps
    * of a directory block a thread for about a hundredth of the time. Named
    * scratch stays until somebody asks for the same name.

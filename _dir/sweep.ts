@@ -11,8 +11,9 @@ import { look, RECURSIVE } from "./tree.ts";
 const rests = new Map<string, number>();
 
 /**
- * Deletes what crashes have left in a directory, and nothing that has an owner. It
- * rests for 100 times the time that it blocked the thread, unless it is urgent.
+ * Deletes what crashes have left in a directory, and nothing that has an owner. If
+ * it blocked the thread for 0.1 ms, the next one rests for 100 times that, unless it
+ * is urgent.
  */
 export async function sweep(dir: string, isUrgent: boolean): Promise<void> {
   if (!isUrgent && clock.now() < (rests.get(dir) ?? 0)) return;
@@ -22,7 +23,7 @@ export async function sweep(dir: string, isUrgent: boolean): Promise<void> {
     const result = part();
     const end = clock.now();
     blocked += end - start;
-    if (blocked > 1) rests.set(dir, end + 100 * blocked);
+    if (blocked > 0.1) rests.set(dir, end + 100 * blocked);
     return result;
   };
   // A link might lead elsewhere.
