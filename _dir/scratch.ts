@@ -1,4 +1,4 @@
-import { explain, isFull, isRace, quietly } from "../_error.ts";
+import { explain, isFull, isRace, isStuck, quietly } from "../_error.ts";
 import { pause } from "../_lock/clock.ts";
 import { isSame, obstacleTo, parentOf, WINDOWS } from "../_path.ts";
 import { Claim } from "./claim.ts";
@@ -40,7 +40,7 @@ export class Scratch implements Exiting {
     let tree: Tree | undefined;
     try {
       if (!this.#isAt(path)) return void this.#free(true);
-      tree = Tree.at(path)?.moveTo(claim?.target ?? path);
+      tree = Tree.at(path)?.moveTo(claim?.target ?? path, isStuck);
       // Another one may have taken its place right before the move.
       isOwn = tree !== undefined && this.#isAt(tree.path);
       return isOwn ? tree : undefined;

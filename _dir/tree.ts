@@ -38,14 +38,14 @@ export class Tree implements Exiting {
   }
 
   /** Moves it aside if it exists, or leaves it if it cannot be moved. */
-  moveTo(aside: string): Tree | undefined {
+  moveTo(aside: string, stays = isImmovable): Tree | undefined {
     if (aside === this.path) return this;
     try {
       Deno.renameSync(this.path, aside);
       return new Tree(aside, this.path, this.found);
     } catch (error) {
       if (isGone(error)) return undefined;
-      if (isImmovable(error)) return this;
+      if (stays(error)) return this;
       throw error;
     }
   }
