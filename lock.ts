@@ -96,7 +96,7 @@ export interface Release extends Disposable {
  * A waiter may get the lock while other code keeps the event loop busy. The
  * lock is then held, but unused, until that code yields. The worker of a wait
  * with an `AbortSignal` frees it after 100 ms. Waits without an `AbortSignal`
- * use the queue for at most two paths per thread. They poll for further paths.
+ * use the queue for at most two paths per thread. For further paths, they poll.
  * Each path for which somebody waits keeps a file open, besides those of a
  * worker. An `AbortSignal` cannot interrupt a system call that hangs in the
  * file system.
