@@ -7,24 +7,24 @@ export interface Exiting {
 // A DOM emulation may replace these later.
 const { addEventListener, removeEventListener } = globalThis;
 
-/** By their paths, of which each has one owner in this thread. */
-const exits = new Map<string, Exiting>();
+/** By their paths, of which each has one owner in this thread, or by themselves. */
+const exits = new Map<unknown, Exiting>();
 
 /** In reverse order of registration: a lock file outlives its scratch. */
 function exit(): void {
   for (const it of [...exits.values()].reverse()) it.atExit();
 }
 
-/** Lets an exit end it, and not its predecessor at that path. */
-export function register(it: Exiting): void {
+/** Lets an exit end it, and not its predecessor at that key. */
+export function register(it: Exiting, key: unknown = it.path): void {
   if (exits.size === 0) addEventListener.call(globalThis, "unload", exit);
-  exits.delete(it.path);
-  exits.set(it.path, it);
+  exits.delete(key);
+  exits.set(key, it);
 }
 
 /** The result tells whether it was registered. */
-export function unregister(it: Exiting): boolean {
-  const was = exits.get(it.path) === it && exits.delete(it.path);
+export function unregister(it: Exiting, key: unknown = it.path): boolean {
+  const was = exits.get(key) === it && exits.delete(key);
   if (was && exits.size === 0) {
     removeEventListener.call(globalThis, "unload", exit);
   }

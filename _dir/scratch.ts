@@ -23,7 +23,9 @@ export class Scratch implements Exiting {
   /** Deletes it, unless another one has taken its place. */
   async remove(): Promise<void> {
     try {
-      if (unregister(this)) await this.#withdraw()?.delete();
+      const tree = unregister(this) ? this.#withdraw() : undefined;
+      await tree?.delete();
+      if (tree) this.#free(true);
     } finally {
       this.#free();
     }

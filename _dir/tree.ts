@@ -1,7 +1,7 @@
 import { explain, isGone, isImmovable, isInUse, quietly } from "../_error.ts";
 import { clock, pause } from "../_lock/clock.ts";
 import { isSame } from "../_path.ts";
-import { type Exiting, register, registeredAt, unregister } from "./exits.ts";
+import { type Exiting, register, unregister } from "./exits.ts";
 
 export const RECURSIVE = { recursive: true };
 
@@ -52,8 +52,7 @@ export class Tree implements Exiting {
 
   /** Deletes it, even if an exit comes first, and tries for 0.3 s if it is in use. */
   async delete(): Promise<void> {
-    const replaced = registeredAt(this.path);
-    register(this);
+    register(this, this);
     const end = clock.now() + 300;
     try {
       while (this.#isThere()) {
@@ -65,12 +64,11 @@ export class Tree implements Exiting {
         await pause(20);
       }
     } catch (error) {
-      if (isGone(error) && !look(this.path)) return;
+      if (isGone(error) && quietly(() => !this.#isThere())) return;
       const rest = this.putBack();
-      if (replaced) register(replaced); // its owner may try later
       throw explain(`Cannot remove ${rest}`, error, this.path, rest);
     } finally {
-      unregister(this);
+      unregister(this, this);
     }
   }
 

@@ -458,30 +458,26 @@ Deno.test("lock() with a signal lets go in a busy loop", FLOCK, async () => {
 });
 
 for (const step of [0, 1, 6]) {
-  Deno.test(
-    `lock() with a signal polls where the worker ends at step ${step}`,
-    UNIX,
-    async () => {
-      using dir = scene();
-      let starts = 0;
-      using _ = replace(system, "startWorker", () => {
-        starts++;
-        const worker = new EventTarget() as Worker;
-        const postMessage = ([, last]: [string, Int32Array]) => last.fill(step);
-        return Object.assign(worker, { terminate: () => {}, postMessage });
-      });
-      for (let i = 1; i <= 9; i++) { // more than may be left where locks are busy
-        using holder = theirs(`${dir.file}${i}`);
-        const controller = new AbortController();
-        const options = { signal: controller.signal };
-        const waiter = await waiting(`${dir.file}${i}`, options);
-        await until(() => starts >= i);
-        if (i < 9) controller.abort();
-        else holder.close();
-        if (i === 9) (await soon(waiter.lock))();
-      }
-    },
-  );
+  Deno.test(`lock() polls where its worker ends at ${step}`, UNIX, async () => {
+    using dir = scene();
+    let starts = 0;
+    using _ = replace(system, "startWorker", () => {
+      starts++;
+      const worker = new EventTarget() as Worker;
+      const postMessage = ([, last]: [string, Int32Array]) => last.fill(step);
+      return Object.assign(worker, { terminate: () => {}, postMessage });
+    });
+    for (let i = 1; i <= 9; i++) { // more than may be left where locks are busy
+      using holder = theirs(`${dir.file}${i}`);
+      const controller = new AbortController();
+      const { signal } = controller;
+      const waiter = await waiting(`${dir.file}${i}`, { signal });
+      await until(() => starts >= i);
+      if (i < 9) controller.abort();
+      else holder.close();
+      if (i === 9) (await soon(waiter.lock))();
+    }
+  });
 }
 
 Deno.test("lock() stands in the system at once when somebody joins, and for one other file when a place there is free", async () => {
