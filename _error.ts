@@ -72,7 +72,7 @@ export function isStuck(error: unknown): boolean {
   return isImmovable(error) || Deno.build.os === "windows" && isInUse(error);
 }
 
-export function codeOf(error: unknown): string | undefined {
+function codeOf(error: unknown): string | undefined {
   const { code, message } = error as Error & { code?: string };
   const [, number = ""] = /\(os error (\d+)\)/.exec(message) ?? [];
   return code ?? UNNAMED[`${Deno.build.os} ${number}`];

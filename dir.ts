@@ -16,7 +16,12 @@
 import { ensureDirSync } from "@std/fs/ensure-dir";
 import { LOCK_NAME, objection } from "./_dir/names.ts";
 import { type Exiting, register, unregister } from "./_dir/exits.ts";
-import { createScratch, refuseLinks, Scratch } from "./_dir/scratch.ts";
+import {
+  createScratch,
+  keepNew,
+  refuseLinks,
+  Scratch,
+} from "./_dir/scratch.ts";
 import { sweep } from "./_dir/sweep.ts";
 import { explain, quietly, quote } from "./_error.ts";
 import { acquire, releaseOf, tryAcquire } from "./_lock/mutex.ts";
@@ -584,9 +589,7 @@ function createTempProject(): Scratch {
   try {
     const path = toPath(Deno.makeTempDirSync({ prefix: "cog-" }));
     using undo = new DisposableStack();
-    undo.defer(() => quietly(() => Deno.removeSync(path)));
-    const directory = WINDOWS ? undefined : undo.use(Deno.openSync(path));
-    const created = directory?.statSync() ?? Deno.lstatSync(path);
+    const { directory, created } = keepNew(path, undo);
     undo.move();
     return new Scratch(path, created, undefined, directory);
   } catch (error) {

@@ -125,14 +125,19 @@ function createAt(path: string, claim: Claim): Scratch {
   const { target } = claim;
   using undo = new DisposableStack();
   Deno.mkdirSync(target);
-  undo.defer(() => quietly(() => Deno.removeSync(target)));
-  const directory = WINDOWS ? undefined : undo.use(Deno.openSync(target));
-  const created = directory?.statSync() ?? Deno.lstatSync(target);
+  const { directory, created } = keepNew(target, undo);
   // This keeps sweeps off if another's close moves it, then dies.
   quietly(() => directory?.tryLockSync(true));
   if (path !== target) Deno.renameSync(target, path); // replaces an empty directory
   undo.move();
   return new Scratch(path, created, claim, directory);
+}
+
+/** Opens a new directory to keep its identity, and removes it if that is undone. */
+export function keepNew(path: string, undo: DisposableStack) {
+  undo.defer(() => quietly(() => Deno.removeSync(path)));
+  const directory = WINDOWS ? undefined : undo.use(Deno.openSync(path));
+  return { directory, created: directory?.statSync() ?? Deno.lstatSync(path) };
 }
 
 /** Scratch that is reached by a link might be outside the root. */

@@ -6,10 +6,7 @@ import { type Exiting, register, unregister } from "./exits.ts";
 export const RECURSIVE = { recursive: true };
 
 /** What has the path, or `undefined` if it is gone. */
-export function look(
-  path: string,
-  stat = () => Deno.lstatSync(path),
-): Deno.FileInfo | undefined {
+export function look(path: string, stat = () => Deno.lstatSync(path)) {
   try {
     return stat();
   } catch (error) {
@@ -23,7 +20,7 @@ export class Tree implements Exiting {
   /**
    * @param path Where it is.
    * @param home Where it returns to if it cannot be deleted.
-   * @param found What it is. Nothing else at that path is deleted.
+   * @param found What it is. At home, nothing else is deleted.
    */
   constructor(
     readonly path: string,

@@ -127,12 +127,11 @@ export class Port {
     for (const what of whats) this.shared[what] = how;
   }
 
-  /** Waits until another has said it, and how. */
-  await(what: number): number {
+  /** Waits until another has said it. */
+  await(what: number): void {
     if (this.shared[what] === 0) {
       this.ask(State.AwaitsRelease, `${AWAITS}${what}`);
     }
-    return this.shared[what];
   }
 
   // Of the explorer

@@ -95,7 +95,7 @@ function wrap(): void {
     if (!isPlaying) dispose.call(this);
     else if (openFiles.has(this)) this.close();
   };
-  clock.now = () => now += 0.001;
+  clock.now = () => now += 2 ** -10; // exactly, whatever was played before
   clock.setTimeout = ((end: () => void, ms: number) => {
     const timer = { end };
     queueMicrotask(async () => {
