@@ -7,7 +7,7 @@ export interface Exiting {
 // A DOM emulation may replace these later.
 const { addEventListener, removeEventListener } = globalThis;
 
-/** By their paths, of which each has one owner in this thread, or by themselves. */
+/** The key is a path, which has one owner in this thread, or the thing itself. */
 const exits = new Map<unknown, Exiting>();
 
 /** In reverse order of registration: a lock file outlives its scratch. */

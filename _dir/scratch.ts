@@ -133,7 +133,7 @@ function createAt(path: string, claim: Claim): Scratch {
   return new Scratch(path, created, claim, directory);
 }
 
-/** Opens a new directory to keep its identity, and removes it if that is undone. */
+/** Keeps the identity of a new directory, which `undo` removes. */
 export function keepNew(path: string, undo: DisposableStack) {
   undo.defer(() => quietly(() => Deno.removeSync(path)));
   const directory = WINDOWS ? undefined : undo.use(Deno.openSync(path));

@@ -12,7 +12,8 @@ const rests = new Map<string, number>();
 
 /**
  * Deletes what crashes have left in a directory, and nothing that has an owner. If
- * it blocked the thread for over 0.1 ms, only an urgent one runs for 100 times that.
+ * that blocked the thread for over 0.1 ms, only urgent sweeps of the directory begin
+ * during the next 100 times that.
  */
 export async function sweep(dir: string, isUrgent: boolean): Promise<void> {
   if (!isUrgent && clock.now() < (rests.get(dir) ?? 0)) return;

@@ -692,16 +692,19 @@ for (const code of ["EXDEV", "ENOSYS", "ENOTSUP", "ENOSPC", "EDQUOT"]) {
       renameSync(from, to);
     });
     const inner = await open(cog.projectDir);
+    const nameless = await inner.tempPath();
     const scratch = await inner.tempPath("staging");
     assertEquals(names(scratch), []);
     using _remove = replace(Deno, "remove", async (path, options) => {
       using _ = WINDOWS ? undefined : Deno.openSync(path); // keeps its number
       await remove(path, options);
-      Deno.mkdirSync(resolve(cog.root, "other"));
+      Deno.mkdirSync(resolve(cog.root, "other"), { recursive: true });
       Deno.mkdirSync(path);
+      if (path === nameless) throw new NotFound("as another deletes it");
       throw coded("EBUSY"); // as with a mount
     });
     await inner.close();
+    Deno.removeSync(nameless);
     assertEquals(names(cog.root), [".gitignore", "other", "staging"]);
   });
 }
