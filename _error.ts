@@ -30,6 +30,17 @@ export function quietly<T>(attempt: () => T): T | undefined {
   }
 }
 
+/** Creates the parent only if it must: Deno may not be allowed to see it. */
+export function withParent<T>(attempt: () => T, createParent: () => void): T {
+  try {
+    return attempt();
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error;
+    createParent();
+    return attempt();
+  }
+}
+
 /** Errors to which Deno gives no `code`. */
 const UNNAMED: Record<string, string> = {
   "darwin 69": "EDQUOT",

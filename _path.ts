@@ -4,7 +4,7 @@ import { fromFileUrl as posixFromFileUrl } from "@std/path/posix/from-file-url";
 import { normalize as posixNormalize } from "@std/path/posix/normalize";
 import { fromFileUrl as windowsFromFileUrl } from "@std/path/windows/from-file-url";
 import { resolve as windowsResolve } from "@std/path/windows/resolve";
-import { explain, quietly, quote } from "./_error.ts";
+import { explain, isGone, quietly, quote } from "./_error.ts";
 
 export const WINDOWS = Deno.build.os === "windows";
 
@@ -60,6 +60,16 @@ export function parentOf(path: string): string {
 export function isSame(open: Deno.FileInfo, other: Deno.FileInfo): boolean {
   return open.nlink !== 0 && open.dev === other.dev && open.ino === other.ino &&
     open.birthtime?.getTime() === other.birthtime?.getTime();
+}
+
+/** What has the path, or `undefined` if it is gone. */
+export function look(path: string, stat = () => Deno.lstatSync(path)) {
+  try {
+    return stat();
+  } catch (error) {
+    if (isGone(error)) return undefined;
+    throw error;
+  }
 }
 
 /** The file at a path, if Deno may look without asking the user. */

@@ -23,10 +23,11 @@ import {
   Scratch,
 } from "./_dir/scratch.ts";
 import { sweep } from "./_dir/sweep.ts";
-import { explain, quietly, quote } from "./_error.ts";
+import { explain, quietly, quote, withParent } from "./_error.ts";
 import { acquire, releaseOf, tryAcquire } from "./_lock/mutex.ts";
 import {
   joinName,
+  look,
   obstacleTo,
   parentOf,
   peek,
@@ -611,12 +612,14 @@ function readable(path: string): string {
   return peek(path) && quietly(() => Deno.realPathSync(path)) || path;
 }
 
+/** Creates `.cog/`, hidden from git, unless it exists. */
 function createRoot(root: string): void {
-  if (isDirectory(root)) return;
+  const isThere = () => look(root, () => Deno.statSync(root))?.isDirectory;
   try {
-    createDirectory(root);
+    if (isThere()) return;
+    withParent(() => Deno.mkdirSync(root), () => ensureDirSync(parentOf(root)));
   } catch (error) {
-    if (quietly(() => isDirectory(root))) return; // by now
+    if (quietly(isThere)) return; // by now
     throw explain(`Cannot create ${root}${obstacleTo(root)}`, error);
   }
   const ignore = joinName(root, ".gitignore");
@@ -627,25 +630,5 @@ function createRoot(root: string): void {
     quietly(() => Deno.removeSync(ignore));
     quietly(() => Deno.removeSync(root));
     throw explain(`Cannot write ${ignore}`, error);
-  }
-}
-
-function isDirectory(path: string): boolean {
-  try {
-    return Deno.statSync(path).isDirectory;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw explain(`Cannot open ${path}${obstacleTo(path)}`, error);
-  }
-}
-
-/** Asks for the parent only if it must: Deno may not be allowed to see it. */
-function createDirectory(path: string): void {
-  try {
-    Deno.mkdirSync(path);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-    ensureDirSync(parentOf(path));
-    Deno.mkdirSync(path);
   }
 }

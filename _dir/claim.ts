@@ -1,8 +1,7 @@
 import { quietly } from "../_error.ts";
 import { tryFile } from "../_lock/file.ts";
-import { joinName } from "../_path.ts";
+import { joinName, look } from "../_path.ts";
 import { register, unregister } from "./exits.ts";
-import { look } from "./tree.ts";
 
 export const LOCK = ".lock";
 

@@ -1,9 +1,16 @@
-import { explain, isFull, isRace, isStuck, quietly } from "../_error.ts";
+import {
+  explain,
+  isFull,
+  isRace,
+  isStuck,
+  quietly,
+  withParent,
+} from "../_error.ts";
 import { pause } from "../_lock/clock.ts";
-import { isSame, obstacleTo, parentOf, WINDOWS } from "../_path.ts";
+import { isSame, look, obstacleTo, parentOf, WINDOWS } from "../_path.ts";
 import { Claim } from "./claim.ts";
 import { type Exiting, register, registeredAt, unregister } from "./exits.ts";
-import { look, Tree } from "./tree.ts";
+import { Tree } from "./tree.ts";
 
 /** A scratch directory. The owner deletes only the one created here. */
 export class Scratch implements Exiting {
@@ -96,7 +103,10 @@ export async function createScratch(
   try {
     for (;;) {
       try {
-        claim ??= claimIn(directory, root);
+        claim ??= withParent(() => Claim.create(directory), () => {
+          Deno.statSync(root);
+          Deno.mkdirSync(directory, { recursive: true });
+        });
         return createAt(path ?? claim.target, claim);
       } catch (error) {
         await makeWay(error);
@@ -106,17 +116,6 @@ export async function createScratch(
     claim?.release();
     const at = path ?? `in ${directory}`;
     throw explain(`Cannot create scratch ${at}${obstacleTo(directory)}`, error);
-  }
-}
-
-function claimIn(directory: string, root: string): Claim {
-  try {
-    return Claim.create(directory);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) throw error;
-    Deno.statSync(root);
-    Deno.mkdirSync(directory, { recursive: true });
-    return Claim.create(directory);
   }
 }
 

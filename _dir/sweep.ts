@@ -1,11 +1,11 @@
 import { quietly } from "../_error.ts";
 import { clock } from "../_lock/clock.ts";
 import { tryOpen } from "../_lock/file.ts";
-import { joinName, WINDOWS } from "../_path.ts";
+import { joinName, look, WINDOWS } from "../_path.ts";
 import { LOCK } from "./claim.ts";
 import { registeredAt } from "./exits.ts";
 import { SCRATCH_LOCK } from "./names.ts";
-import { look, RECURSIVE } from "./tree.ts";
+import { RECURSIVE } from "./tree.ts";
 
 /** When directories whose sweep took long may be swept again. */
 const rests = new Map<string, number>();

@@ -1,19 +1,9 @@
 import { explain, isGone, isImmovable, isInUse, quietly } from "../_error.ts";
 import { clock, pause } from "../_lock/clock.ts";
-import { isSame } from "../_path.ts";
+import { isSame, look } from "../_path.ts";
 import { type Exiting, register, unregister } from "./exits.ts";
 
 export const RECURSIVE = { recursive: true };
-
-/** What has the path, or `undefined` if it is gone. */
-export function look(path: string, stat = () => Deno.lstatSync(path)) {
-  try {
-    return stat();
-  } catch (error) {
-    if (isGone(error)) return undefined;
-    throw error;
-  }
-}
 
 /** Something to delete, whatever it is. */
 export class Tree implements Exiting {

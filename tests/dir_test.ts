@@ -119,11 +119,11 @@ Deno.test("open() without permission keeps the class and names the path", async 
   using dir = scene();
   const code = `await open(args[0]).catch((error) => console.log(error.name,
     error.message, error.cause instanceof Deno.errors.NotCapable));`;
-  for (const [granted, tried] of [["read", "create"], ["write", "open"]]) {
+  for (const granted of ["read", "write"]) {
     const permissions = [`--allow-${granted}=${dir.path}`];
     await using child = script(code, [dir.path], permissions);
     const line = await child.line();
-    assert(line.startsWith(`NotCapable Cannot ${tried} ${dir.path}`), line);
+    assert(line.startsWith(`NotCapable Cannot create ${dir.path}`), line);
     assert(line.endsWith("true"), line);
     if (granted === "read") assertEquals(names(dir.path), []);
     Deno.mkdirSync(resolve(dir.path, ".cog"), { recursive: true });
@@ -261,8 +261,6 @@ const ROOTS = ["", ".", "./", "./.", "a/..", "a/../."];
 
 Deno.test("Dir refuses names that lead elsewhere, before anything is touched", async () => {
   await using cog = await openTemp();
-  const before = names(cog.root);
-  const beside = names(cog.projectDir);
   for (const method of METHODS) {
     const refused = method === "path" ? REFUSED : [...REFUSED, ...ROOTS];
     for (const name of refused) {
@@ -277,8 +275,8 @@ Deno.test("Dir refuses names that lead elsewhere, before anything is touched", a
   const message = "Cannot name a file in";
   await assertRejects(() => cog.filePath("/x"), TypeError, message);
   for (const name of ROOTS) assertEquals(await cog.path(name), cog.root);
-  assertEquals(names(cog.root), before);
-  assertEquals(names(cog.projectDir), beside);
+  assertEquals(names(cog.root), [".gitignore"]);
+  assertEquals(names(cog.projectDir), [".cog"]);
 });
 
 Deno.test("Dir takes ten thousand random names as they are or refuses them, and leaves what is around untouched", async () => {
@@ -408,7 +406,6 @@ Deno.test("close() holds the lock during the cleanups, then releases it, even if
 Deno.test("close() has every later call refused, and nothing created", async () => {
   await using outer = await openTemp();
   const cog = await open(outer.projectDir);
-  const before = names(cog.root);
   let during: unknown;
   cog.defer(async () => {
     during = await cog.path("x").catch((error) => error);
@@ -421,7 +418,7 @@ Deno.test("close() has every later call refused, and nothing created", async () 
     await assertRejects(call, BadResource, cog.root);
   }
   assertThrows(() => cog.defer(() => {}), BadResource, cog.root);
-  assertEquals(names(cog.root), before);
+  assertEquals(names(cog.root), [".gitignore"]);
 });
 
 Deno.test("Dir.lock() whose handle closes keeps its place in the operating system until that wait ends", async () => {
@@ -494,16 +491,11 @@ Deno.test("Dir.lock() joins the wait in the system that a closed handle left, un
 
 Deno.test("Dir.lock(), Dir.tryLock() and tempPath() reject if their handle closes at once, and leave nothing", async () => {
   await using outer = await openTemp();
-  const calls: ((cog: Dir) => Promise<unknown>)[] = [
-    (cog) => cog.lock(),
-    (cog) => cog.tryLock(),
-    (cog) => cog.tempPath(),
-    (cog) => cog.tempPath("staging"),
-  ];
-  for (const call of calls) {
+  for (const name of ["lock", "tryLock", "tempPath", "staging"] as const) {
     Deno.writeTextFileSync(await outer.filePath("staging/file"), "");
     const cog = await open(outer.projectDir);
-    const refused = assertRejects(() => call(cog), BadResource, "closed");
+    const call = () => name === "staging" ? cog.tempPath(name) : cog[name]();
+    const refused = assertRejects(call, BadResource, "closed");
     await Promise.all([refused, cog.close()]);
     (await outer.tryLock())!();
   }
@@ -568,7 +560,7 @@ Deno.test("open() and lock() ask for no more", TERMINAL, async () => {
   const permissions = [`--allow-read=${granted}`, `--allow-write=${granted}`];
   const options = { under: ON_TERMINAL, cwd: root };
   await using child = script(code, [dir.file, missing], permissions, options);
-  for (const told of [`${root}/..`, "Cannot open", "Cannot lock"]) {
+  for (const told of [`${root}/..`, "Cannot create", "Cannot lock"]) {
     const line = await child.line();
     assert(line.startsWith(told), line);
   }
