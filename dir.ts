@@ -301,9 +301,10 @@ export class Dir implements AsyncDisposable {
    * Other users can read scratch, as the files of a build must be. Call
    * `Deno.chmod` before you write a secret.
    *
-   * Closing removes only the directory that was created here, never one that
-   * somebody has since put in its place. A directory that was moved away stays,
-   * so rename it to publish a build, or to keep scratch for debugging.
+   * Closing removes scratch with a name only if it is the directory that was
+   * created here, never one that somebody has since put in its place. Without a
+   * name, closing removes all that has the path. A directory that was moved away
+   * stays, so rename it to publish a build, or to keep scratch for debugging.
    * `Deno.exit()` and the normal end of the script remove scratch in the same
    * way. An unhandled signal leaves it, and so does an uncaught error that does
    * not pass through the `await using` block.
@@ -326,9 +327,9 @@ export class Dir implements AsyncDisposable {
    * enters a mount inside scratch. Deletion is not safe from somebody who swaps
    * a parent for a symbolic link at that moment.
    *
-   * Each scratch directory holds up to two open files until this handle closes.
-   * The sanitizers of `deno test` report them if the handle closes in another
-   * test. In a worker, only close is certain to remove scratch.
+   * Until this handle closes, scratch holds up to one open file, and scratch with
+   * a name two. The sanitizers of `deno test` report them if the handle closes in
+   * another test. In a worker, only close is certain to remove scratch.
    *
    * @param target The name of the scratch directory, or the options of one without
    * a name.
@@ -592,7 +593,7 @@ function createTempProject(): Scratch {
     using undo = new DisposableStack();
     const { directory, created } = keepNew(path, undo);
     undo.move();
-    return new Scratch(path, created, undefined, directory);
+    return new Scratch(path, undefined, created, directory);
   } catch (error) {
     throw explain(`Cannot create a directory in ${tempDir()}`, error);
   }

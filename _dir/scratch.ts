@@ -16,9 +16,10 @@ import { Tree } from "./tree.ts";
 export class Scratch implements Exiting {
   constructor(
     readonly path: string,
-    readonly created: Deno.FileInfo,
-    /** The right to the path to which a deletion moves it, if any. */
+    /** The right to its path, or to the one to which a deletion moves it. */
     readonly claim?: Claim,
+    /** Missing if the path is claimed: all that is there may be deleted. */
+    readonly created?: Deno.FileInfo,
     /** Keeps its identity. Windows opens no directory. */
     readonly directory?: Deno.FsFile,
   ) {
@@ -45,25 +46,25 @@ export class Scratch implements Exiting {
   /** Moves it to its claim, if it is the owner's. */
   #withdraw(): Tree | undefined {
     const { path, claim } = this;
-    let isOwn = false;
     let tree: Tree | undefined;
     try {
       if (!this.#isAt(path)) return void this.#free(true);
-      tree = Tree.at(path)?.moveTo(claim?.target ?? path, isStuck);
+      tree = Tree.at(path);
+      if (claim) tree = tree?.moveTo(claim.target, isStuck);
       // Another one may have taken its place right before the move.
-      isOwn = tree !== undefined && this.#isAt(tree.path);
-      return isOwn ? tree : undefined;
+      return tree && this.#isAt(tree.path) ? tree : void tree?.putBack();
     } catch (error) {
-      throw explain(`Cannot remove ${path}`, error);
+      throw explain(`Cannot remove ${tree?.putBack() ?? path}`, error);
     } finally {
-      if (!isOwn) tree?.putBack();
       // The deletion needs as many open files as the tree is deep.
       this.directory?.[Symbol.dispose]();
     }
   }
 
   #isAt(path: string): boolean {
-    const own = look(path, () => this.directory?.statSync() ?? this.created);
+    const { created, directory } = this;
+    if (!created) return true;
+    const own = look(path, () => directory?.statSync() ?? created);
     const there = look(path);
     return own !== undefined && there !== undefined && isSame(own, there);
   }
@@ -107,7 +108,8 @@ export async function createScratch(
           Deno.statSync(root);
           Deno.mkdirSync(directory, { recursive: true });
         });
-        return createAt(path ?? claim.target, claim);
+        Deno.mkdirSync(claim.target);
+        return path ? moveNew(path, claim) : new Scratch(claim.target, claim);
       } catch (error) {
         await makeWay(error);
       }
@@ -119,17 +121,15 @@ export async function createScratch(
   }
 }
 
-/** Creates it under the claim, and moves it to the path. */
-function createAt(path: string, claim: Claim): Scratch {
-  const { target } = claim;
+/** Moves new scratch to its name. */
+function moveNew(path: string, claim: Claim): Scratch {
   using undo = new DisposableStack();
-  Deno.mkdirSync(target);
-  const { directory, created } = keepNew(target, undo);
+  const { directory, created } = keepNew(claim.target, undo);
   // This keeps sweeps off if another's close moves it, then dies.
   quietly(() => directory?.tryLockSync(true));
-  if (path !== target) Deno.renameSync(target, path); // replaces an empty directory
+  Deno.renameSync(claim.target, path); // replaces an empty directory
   undo.move();
-  return new Scratch(path, created, claim, directory);
+  return new Scratch(path, claim, created, directory);
 }
 
 /** Keeps the identity of a new directory, which `undo` removes. */

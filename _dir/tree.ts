@@ -1,4 +1,4 @@
-import { explain, isGone, isImmovable, isInUse, quietly } from "../_error.ts";
+import { explain, isGone, isImmovable, isRace, quietly } from "../_error.ts";
 import { clock, pause } from "../_lock/clock.ts";
 import { isSame, look } from "../_path.ts";
 import { type Exiting, register, unregister } from "./exits.ts";
@@ -10,12 +10,12 @@ export class Tree implements Exiting {
   /**
    * @param path Where it is.
    * @param home Where it returns to if it cannot be deleted.
-   * @param found What it is. At home, nothing else is deleted.
+   * @param found What it is, unless all that has the path may be deleted.
    */
   constructor(
     readonly path: string,
     readonly home: string,
-    readonly found: Deno.FileInfo,
+    readonly found?: Deno.FileInfo,
   ) {}
 
   /** What has the path. */
@@ -24,12 +24,11 @@ export class Tree implements Exiting {
     return found && new Tree(path, path, found);
   }
 
-  /** Moves it aside if it exists, or leaves it if it cannot be moved. */
-  moveTo(aside: string, stays = isImmovable): Tree | undefined {
-    if (aside === this.path) return this;
+  /** Moves it to a claimed path if it exists, or leaves it if it cannot be moved. */
+  moveTo(claimed: string, stays = isImmovable): Tree | undefined {
     try {
-      Deno.renameSync(this.path, aside);
-      return new Tree(aside, this.path, this.found);
+      if (claimed !== this.path) Deno.renameSync(this.path, claimed);
+      return new Tree(claimed, this.path);
     } catch (error) {
       if (isGone(error)) return undefined;
       if (stays(error)) return this;
@@ -46,12 +45,11 @@ export class Tree implements Exiting {
         try {
           return await Deno.remove(this.path, RECURSIVE);
         } catch (error) {
-          if (!isInUse(error) || clock.now() > end) throw error;
+          if (!isRace(error) || clock.now() > end) throw error;
         }
         await pause(20);
       }
     } catch (error) {
-      if (isGone(error) && quietly(() => !this.#isThere())) return;
       const rest = this.putBack();
       throw explain(`Cannot remove ${rest}`, error, this.path, rest);
     } finally {
@@ -76,10 +74,8 @@ export class Tree implements Exiting {
     }) ?? this.path;
   }
 
-  /** Whether it still exists. Aside, only this thread moves it. */
   #isThere(): boolean {
     const there = look(this.path);
-    return there !== undefined &&
-      (this.path !== this.home || isSame(this.found, there));
+    return there !== undefined && (!this.found || isSame(this.found, there));
   }
 }
