@@ -46,6 +46,11 @@ export function joinName(directory: string, name: string): string {
     : tidy(`${directory}/${posixNormalize(name)}`);
 }
 
+/** Whether a path leads into a directory. */
+export function isIn(directory: string, path: string): boolean {
+  return path.startsWith(`${directory}${WINDOWS ? "\\" : "/"}`);
+}
+
 /** The directory that contains what is at an absolute path. */
 export function parentOf(path: string): string {
   return WINDOWS

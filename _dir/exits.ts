@@ -12,7 +12,7 @@ const exits = new Map<unknown, Exiting>();
 
 /** In reverse order of registration: a lock file outlives its scratch. */
 function exit(): void {
-  for (const it of [...exits.values()].reverse()) it.atExit();
+  for (const it of registered().reverse()) it.atExit();
 }
 
 /** Lets an exit end it, and not its predecessor at that key. */
@@ -29,6 +29,10 @@ export function unregister(it: Exiting, key: unknown = it.path): boolean {
     removeEventListener.call(globalThis, "unload", exit);
   }
   return was;
+}
+
+export function registered(): Exiting[] {
+  return [...exits.values()];
 }
 
 export function registeredAt(path: string): Exiting | undefined {

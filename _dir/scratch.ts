@@ -90,7 +90,11 @@ export async function createScratch(
   const makeWay = async (error: unknown) => {
     // Without a claim, this means that a parent is a file.
     if (!claim && error instanceof Deno.errors.NotADirectory) throw error;
-    const there = () => path ? Tree.at(path) : undefined;
+    const there = () => {
+      if (!path) return undefined;
+      Claim.releaseIn(path);
+      return Tree.at(path);
+    };
     if (isFull(error) && tries.full-- > 0) {
       await sweep();
       await there()?.delete();

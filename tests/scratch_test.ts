@@ -869,7 +869,7 @@ for (const end of ["await cog.close();", "Deno.exit();"]) {
     const code = `
       const cog = await openTemp();
       await cog.lock();
-      for (const name of [undefined, "a", "a", "b"]) await cog.tempPath(name);
+      for (const name of [undefined, "a/b", "a", "a"]) await cog.tempPath(name);
       ${end}`;
     const env = { TMPDIR: to };
     await using child = script(code, [], undefined, { env });
