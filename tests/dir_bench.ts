@@ -8,15 +8,7 @@ import { local, RESOLUTION, scene } from "./support.ts";
 const dir = scene();
 addEventListener("unload", () => dir[Symbol.dispose]());
 const cog = await open(dir.path);
-const cache = await cog.path("cache");
 const staging = resolve(cog.root, "staging");
-
-compare("a path that exists", "µs", 50, {
-  "bare: mkdir": () =>
-    perCall(200, () => Deno.mkdir(cache, { recursive: true })),
-  "path()": () => perCall(200, () => cog.path("cache")),
-  "filePath()": () => perCall(200, () => cog.filePath("cache/file")),
-});
 
 async function scratch(name?: string): Promise<number> {
   const twenty = Array.from({ length: 20 }, () => open(dir.path));

@@ -3,7 +3,6 @@ import { assertEquals } from "@std/assert/equals";
 import { resolve } from "@std/path/resolve";
 import { open } from "../mod.ts";
 import {
-  CAN_MOUNT,
   exists,
   has,
   HAS_PROC,
@@ -11,7 +10,6 @@ import {
   isFree,
   local,
   names,
-  onTmpfs,
   Peer,
   RESOLUTION,
   scene,
@@ -208,13 +206,6 @@ for (const [name, usage] of Object.entries(USAGE) as [Example, string][]) {
       const line = await failure(1, commandLine(name, args, [granted]));
       assert(line.endsWith(`run again with the ${missing} flag`), line);
     }
-  });
-
-  Deno.test(`${name} on a read-only disk`, { ignore: !CAN_MOUNT }, async () => {
-    using dir = scene();
-    const command = commandLine(name, callOn(dir.path));
-    const line = await failure(1, [...onTmpfs("ro", dir.path), ...command]);
-    assert(line.includes("Read-only file system"), line);
   });
 }
 

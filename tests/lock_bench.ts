@@ -12,6 +12,9 @@ const dir = scene();
 addEventListener("unload", () => dir[Symbol.dispose]());
 const path = resolve(dir.path, "x.lock");
 
+const { signal } = new AbortController();
+const lockOnce = async () => (await lock(path))();
+
 async function plain(): Promise<void> {
   const file = await Deno.open(path, READ_WRITE);
   await file.lock(true);
@@ -28,47 +31,26 @@ compare("acquire + release, uncontended", "µs", 50, {
       Deno.statSync(path);
       file.close();
     }),
-  "lock()": () => perCall(200, async () => (await lock(path))()),
-  "lock() with an AbortSignal": () => {
-    const { signal } = new AbortController();
-    return perCall(200, async () => (await lock(path, { signal }))());
-  },
+  "lock()": () => perCall(200, lockOnce),
+  "lock() with an AbortSignal": () =>
+    perCall(200, async () => (await lock(path, { signal }))()),
   "plain: open, lock, unlock, close": () => perCall(200, plain),
 });
 
-/** A way to hold the lock, and what its waiters do once they have it. */
-interface Queue {
-  hold: () => Disposable | Promise<Disposable>;
-  wait: () => Promise<void>;
-}
-const ours: Queue = {
-  hold: () => lock(path),
-  wait: async () => (await lock(path))(),
-};
-const bare: Queue = {
-  hold: () => {
-    const file = Deno.openSync(path, READ_WRITE);
-    file.lockSync(true);
-    return file;
-  },
-  wait: plain,
-};
-
 /** The microseconds for each waiter from the release that starts them. */
-async function drain(waiters: number, { hold, wait }: Queue): Promise<number> {
-  const holder = await hold();
-  const all = Array.from({ length: waiters }, wait);
+async function drain(waiters: number): Promise<number> {
+  const release = await lock(path);
+  const all = Array.from({ length: waiters }, lockOnce);
   await delay(200);
   const start = performance.now();
-  holder[Symbol.dispose]();
+  release();
   await Promise.all(all);
   return (performance.now() - start) * 1000 / waiters;
 }
 compare("waiters of one process drained, per waiter", "µs", 5, {
-  "uncontended": () => perCall(1000, ours.wait),
-  "1,000 waiters": () => drain(1000, ours),
-  "10,000 waiters": () => drain(10_000, ours),
-  "1,000 plain ones": () => drain(1000, bare),
+  "uncontended": () => perCall(1000, lockOnce),
+  "1,000 waiters": () => drain(1000),
+  "10,000 waiters": () => drain(10_000),
 });
 
 /** A process that holds the lock for about a second and says when it let go. */

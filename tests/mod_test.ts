@@ -7,15 +7,11 @@ import { resolve } from "@std/path/resolve";
 import * as dir from "../dir.ts";
 import * as lock from "../lock.ts";
 import * as mod from "../mod.ts";
-import { local, Peer, RESOLUTION, scene, script } from "./support.ts";
-
-const MOD = import.meta.resolve("../mod.ts"); // in a path, C: looks like a scheme
+import { local, MOD, Peer, RESOLUTION, scene, script } from "./support.ts";
 
 Deno.test("mod.ts exports all of dir.ts and lock.ts", () => {
-  assertEquals(
-    Object.keys(mod).sort(),
-    ["Dir", "NAME", "lock", "open", "openTemp", "tryLock"],
-  );
+  const names = ["Dir", "NAME", "lock", "open", "openTemp", "tryLock"];
+  assertEquals(Object.keys(mod).sort(), names);
   assertEquals({ ...mod }, { ...dir, ...lock });
 });
 

@@ -162,12 +162,10 @@ export function threads(): number {
 /** The files that a process has open, by their paths. */
 export function openFiles(pid: number = Deno.pid): string[] {
   return [...Deno.readDirSync(`/proc/${pid}/fd`)]
-    .flatMap(({ name }) => openFileAt(name, pid) ?? []);
+    .map(({ name }) => `/proc/${pid}/fd/${name}`)
+    // The directory that was just read is open no more.
+    .flatMap((path) => quietly(() => Deno.readLinkSync(path)) ?? []);
 }
-
-/** The path of a descriptor: none for the directory that was just read. */
-export const openFileAt = (fd: string, pid = Deno.pid): string | undefined =>
-  quietly(() => Deno.readLinkSync(`/proc/${pid}/fd/${fd}`));
 
 /** Settles as `promise` does, and fails instead of waiting for ever. */
 export function soon<T>(promise: Promise<T>): Promise<T> {
@@ -198,15 +196,8 @@ export const CAN_LINK = quietly(() => {
   return Deno.lstatSync(link).isSymlink;
 }) ?? false;
 
-export function exists(path: string): boolean {
-  try {
-    Deno.lstatSync(path);
-    return true;
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  }
-}
+export const exists = (path: string): boolean =>
+  quietly(() => Deno.lstatSync(path)) !== undefined;
 
 /** The sorted names in a directory. */
 export function names(path: string): string[] {
