@@ -75,12 +75,8 @@ export function isFull(error: unknown): boolean {
 /** Whether it cannot be moved, as in a lower layer of an overlay. */
 export function isImmovable(error: unknown): boolean {
   return isFull(error) || // as a full btrfs says
+    Deno.build.os === "windows" && isInUse(error) || // it moves no open file
     ["EXDEV", "ENOSYS", "ENOTSUP", "EOPNOTSUPP"].includes(codeOf(error) ?? "");
-}
-
-/** Whether a directory must be deleted where it is: Windows moves none in use. */
-export function isStuck(error: unknown): boolean {
-  return isImmovable(error) || Deno.build.os === "windows" && isInUse(error);
 }
 
 function codeOf(error: unknown): string | undefined {

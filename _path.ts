@@ -63,7 +63,8 @@ export function parentOf(path: string): string {
  * birth time tells them apart where inode numbers are missing, rounded or reused.
  */
 export function isSame(open: Deno.FileInfo, other: Deno.FileInfo): boolean {
-  return open.nlink !== 0 && open.dev === other.dev && open.ino === other.ino &&
+  return open.nlink !== 0 && open.dev === other.dev &&
+    (open.ino === null || open.ino === other.ino) &&
     open.birthtime?.getTime() === other.birthtime?.getTime();
 }
 

@@ -301,10 +301,11 @@ export class Dir implements AsyncDisposable {
    * Other users can read scratch, as the files of a build must be. Call
    * `Deno.chmod` before you write a secret.
    *
-   * Closing removes scratch with a name only if it is the directory that was
-   * created here, never one that somebody has since put in its place. Without a
-   * name, closing removes all that has the path. A directory that was moved away
-   * stays, so rename it to publish a build, or to keep scratch for debugging.
+   * Closing removes only the directory that was created here, never one that
+   * somebody has since put in its place. Without a name, the disk and the time of
+   * birth tell them apart, and some file systems keep no time of birth. A
+   * directory that was moved away stays, so rename it to publish a build, or to
+   * keep scratch for debugging.
    * `Deno.exit()` and the normal end of the script remove scratch in the same
    * way. An unhandled signal leaves it, and so does an uncaught error that does
    * not pass through the `await using` block.
@@ -593,7 +594,7 @@ function createTempProject(): Scratch {
     using undo = new DisposableStack();
     const { directory, created } = keepNew(path, undo);
     undo.move();
-    return new Scratch(path, undefined, created, directory);
+    return new Scratch(path, created, undefined, directory);
   } catch (error) {
     throw explain(`Cannot create a directory in ${tempDir()}`, error);
   }

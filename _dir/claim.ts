@@ -1,7 +1,7 @@
 import { quietly } from "../_error.ts";
 import { tryFile } from "../_lock/file.ts";
-import { isIn, joinName, look } from "../_path.ts";
-import { register, registered, unregister } from "./exits.ts";
+import { joinName, look } from "../_path.ts";
+import { register, unregister } from "./exits.ts";
 
 export const LOCK = ".lock";
 
@@ -39,13 +39,6 @@ export class Claim {
     if (!isOwn) throw new Deno.errors.AlreadyExists("A sweep came first");
     undo.move();
     return new Claim(target, path, file);
-  }
-
-  /** Ends this thread's claims in a directory: open files may keep it from deletion. */
-  static releaseIn(directory: string): void {
-    for (const it of registered()) {
-      if (it instanceof Claim && isIn(directory, it.path)) it.release();
-    }
   }
 
   /** Ends the claim. Its lock file stays for a sweep, unless `isDone`. */

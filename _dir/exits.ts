@@ -1,7 +1,11 @@
+import { isIn } from "../_path.ts";
+
 /** Something that an exit deletes or frees. */
 export interface Exiting {
   readonly path: string;
   atExit(): void;
+  /** Closes its file. */
+  release?(): void;
 }
 
 // A DOM emulation may replace these later.
@@ -12,7 +16,7 @@ const exits = new Map<unknown, Exiting>();
 
 /** In reverse order of registration: a lock file outlives its scratch. */
 function exit(): void {
-  for (const it of registered().reverse()) it.atExit();
+  for (const it of [...exits.values()].reverse()) it.atExit();
 }
 
 /** Lets an exit end it, and not its predecessor at that key. */
@@ -31,8 +35,11 @@ export function unregister(it: Exiting, key: unknown = it.path): boolean {
   return was;
 }
 
-export function registered(): Exiting[] {
-  return [...exits.values()];
+/** Closes files in a directory that may not be deleted while they are open. */
+export function releaseIn(directory: string): void {
+  for (const it of exits.values()) {
+    if (isIn(directory, it.path)) it.release?.();
+  }
 }
 
 export function registeredAt(path: string): Exiting | undefined {

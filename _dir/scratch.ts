@@ -1,11 +1,4 @@
-import {
-  explain,
-  isFull,
-  isRace,
-  isStuck,
-  quietly,
-  withParent,
-} from "../_error.ts";
+import { explain, isFull, isRace, quietly, withParent } from "../_error.ts";
 import { pause } from "../_lock/clock.ts";
 import { isSame, look, obstacleTo, parentOf, WINDOWS } from "../_path.ts";
 import { Claim } from "./claim.ts";
@@ -16,10 +9,9 @@ import { Tree } from "./tree.ts";
 export class Scratch implements Exiting {
   constructor(
     readonly path: string,
+    readonly created: Deno.FileInfo,
     /** The right to its path, or to the one to which a deletion moves it. */
     readonly claim?: Claim,
-    /** Missing if the path is claimed: all that is there may be deleted. */
-    readonly created?: Deno.FileInfo,
     /** Keeps its identity. Windows opens no directory. */
     readonly directory?: Deno.FsFile,
   ) {
@@ -30,8 +22,8 @@ export class Scratch implements Exiting {
 
   /** Deletes it, unless another one has taken its place. */
   async remove(): Promise<void> {
+    const tree = unregister(this) ? this.#withdraw() : undefined;
     try {
-      const tree = unregister(this) ? this.#withdraw() : undefined;
       await tree?.delete();
       if (tree) this.#free(true);
     } finally {
@@ -48,25 +40,31 @@ export class Scratch implements Exiting {
     const { path, claim } = this;
     let tree: Tree | undefined;
     try {
-      if (!this.#isAt(path)) return void this.#free(true);
-      tree = Tree.at(path);
-      if (claim) tree = tree?.moveTo(claim.target, isStuck);
-      // Another one may have taken its place right before the move.
-      return tree && this.#isAt(tree.path) ? tree : void tree?.putBack();
+      tree = this.#treeAt(path);
+      if (!tree) return void this.#free(true);
+      tree = tree.moveTo(claim?.target ?? path);
+      if (!tree || tree.path === path || this.#treeAt(tree.path)) return tree;
+      // Another one took its place right before the move.
+      if (tree.putBack() === path) return undefined;
+      throw new Deno.errors.AlreadyExists(
+        `it is somebody else's, and has lost its name ${path}; ` +
+          `move it away before this process ends`,
+      );
     } catch (error) {
-      throw explain(`Cannot remove ${tree?.putBack() ?? path}`, error);
+      const rest = tree?.putBack() ?? path;
+      if (rest === path) this.#free();
+      throw explain(`Cannot remove ${rest}`, error);
     } finally {
       // The deletion needs as many open files as the tree is deep.
       this.directory?.[Symbol.dispose]();
     }
   }
 
-  #isAt(path: string): boolean {
-    const { created, directory } = this;
-    if (!created) return true;
-    const own = look(path, () => directory?.statSync() ?? created);
-    const there = look(path);
-    return own !== undefined && there !== undefined && isSame(own, there);
+  /** What has the path, if it is the owner's. */
+  #treeAt(path: string): Tree | undefined {
+    const own = look(path, () => this.directory?.statSync() ?? this.created);
+    const tree = Tree.at(path);
+    return own && tree && isSame(own, tree.found) ? tree : undefined;
   }
 
   #free(isDone?: boolean): void {
@@ -90,11 +88,7 @@ export async function createScratch(
   const makeWay = async (error: unknown) => {
     // Without a claim, this means that a parent is a file.
     if (!claim && error instanceof Deno.errors.NotADirectory) throw error;
-    const there = () => {
-      if (!path) return undefined;
-      Claim.releaseIn(path);
-      return Tree.at(path);
-    };
+    const there = () => path ? Tree.at(path) : undefined;
     if (isFull(error) && tries.full-- > 0) {
       await sweep();
       await there()?.delete();
@@ -113,7 +107,10 @@ export async function createScratch(
           Deno.mkdirSync(directory, { recursive: true });
         });
         Deno.mkdirSync(claim.target);
-        return path ? moveNew(path, claim) : new Scratch(claim.target, claim);
+        if (path) return moveNew(path, claim);
+        // An overlay or FUSE may give it another number, since nobody opens it.
+        const created = { ...Deno.lstatSync(claim.target), ino: null };
+        return new Scratch(claim.target, created, claim);
       } catch (error) {
         await makeWay(error);
       }
@@ -133,7 +130,7 @@ function moveNew(path: string, claim: Claim): Scratch {
   quietly(() => directory?.tryLockSync(true));
   Deno.renameSync(claim.target, path); // replaces an empty directory
   undo.move();
-  return new Scratch(path, claim, created, directory);
+  return new Scratch(path, created, claim, directory);
 }
 
 /** Keeps the identity of a new directory, which `undo` removes. */

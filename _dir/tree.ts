@@ -1,7 +1,7 @@
 import { explain, isGone, isImmovable, isRace, quietly } from "../_error.ts";
 import { clock, pause } from "../_lock/clock.ts";
 import { isSame, look } from "../_path.ts";
-import { type Exiting, register, unregister } from "./exits.ts";
+import { type Exiting, register, releaseIn, unregister } from "./exits.ts";
 
 export const RECURSIVE = { recursive: true };
 
@@ -10,12 +10,12 @@ export class Tree implements Exiting {
   /**
    * @param path Where it is.
    * @param home Where it returns to if it cannot be deleted.
-   * @param found What it is, unless all that has the path may be deleted.
+   * @param found What it is. At home, nothing else is deleted.
    */
   constructor(
     readonly path: string,
     readonly home: string,
-    readonly found?: Deno.FileInfo,
+    readonly found: Deno.FileInfo,
   ) {}
 
   /** What has the path. */
@@ -24,14 +24,15 @@ export class Tree implements Exiting {
     return found && new Tree(path, path, found);
   }
 
-  /** Moves it to a claimed path if it exists, or leaves it if it cannot be moved. */
-  moveTo(claimed: string, stays = isImmovable): Tree | undefined {
+  /** Moves it aside if it exists, or leaves it if it cannot be moved. */
+  moveTo(aside: string): Tree | undefined {
+    if (aside === this.path) return this;
     try {
-      if (claimed !== this.path) Deno.renameSync(this.path, claimed);
-      return new Tree(claimed, this.path);
+      Deno.renameSync(this.path, aside);
+      return new Tree(aside, this.path, this.found);
     } catch (error) {
       if (isGone(error)) return undefined;
-      if (stays(error)) return this;
+      if (isImmovable(error)) return this;
       throw error;
     }
   }
@@ -41,14 +42,15 @@ export class Tree implements Exiting {
     register(this, this);
     const end = clock.now() + 300;
     try {
-      while (this.#isThere()) {
+      do {
         try {
           return await Deno.remove(this.path, RECURSIVE);
         } catch (error) {
           if (!isRace(error) || clock.now() > end) throw error;
         }
+        releaseIn(this.home);
         await pause(20);
-      }
+      } while (this.#isThere());
     } catch (error) {
       const rest = this.putBack();
       throw explain(`Cannot remove ${rest}`, error, this.path, rest);
@@ -59,6 +61,7 @@ export class Tree implements Exiting {
 
   atExit(): void {
     try {
+      releaseIn(this.home);
       if (this.#isThere()) Deno.removeSync(this.path, RECURSIVE);
     } catch {
       this.putBack();
@@ -74,8 +77,9 @@ export class Tree implements Exiting {
     }) ?? this.path;
   }
 
+  /** Whether it still exists. Aside, only this thread moves it. */
   #isThere(): boolean {
     const there = look(this.path);
-    return there !== undefined && (!this.found || isSame(this.found, there));
+    return !!there && (this.path !== this.home || isSame(this.found, there));
   }
 }

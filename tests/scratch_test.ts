@@ -1,7 +1,6 @@
 import { assert } from "@std/assert/assert";
 import { assertEquals } from "@std/assert/equals";
 import { assertRejects } from "@std/assert/rejects";
-import { delay } from "@std/async/delay";
 import { resolve } from "@std/path/resolve";
 import { clock } from "../_lock/clock.ts";
 import { open, openTemp } from "../dir.ts";
@@ -14,6 +13,7 @@ import {
   HAS_SETPRIV,
   HAS_STRACE,
   IS_ROOT,
+  isFree,
   MOD,
   names,
   onTmpfs,
@@ -25,6 +25,7 @@ import {
   scene,
   script,
   soon,
+  until,
   WINDOWS,
 } from "./support.ts";
 
@@ -203,11 +204,17 @@ for (const disk of ["a disk", "bindfs"]) {
       Deno.removeSync(scratch, { recursive: true });
       Deno.mkdirSync(scratch);
       Deno.writeTextFileSync(resolve(scratch, "theirs"), "");
+      const nameless = await cog.tempPath();
+      const { lstatSync } = Deno;
+      using _stat = replace(Deno, "lstatSync", (path) => {
+        const found = lstatSync(path);
+        return path === nameless ? { ...found, ino: i } : found; // on an overlay
+      });
       using _ = replace(Deno, "renameSync", () => {
         throw new Error("it is moved, if only for a moment");
       });
       await cog.close();
-      assertEquals(names(scratch), ["theirs"]);
+      assertEquals([names(scratch), exists(nameless)], [["theirs"], false]);
     }
   });
 }
@@ -220,10 +227,7 @@ Deno.test("close() leaves what was moved or is gone", LINKS, async () => {
   const linked = await cog.tempPath("b");
   Deno.removeSync(linked);
   Deno.symlinkSync(moved, linked);
-  Deno.removeSync(await cog.tempPath());
-  const late = await cog.tempPath();
-  Deno.renameSync(late, resolve(moved, "too"));
-  Deno.mkdirSync(resolve(late, "late"), { recursive: true });
+  Deno.renameSync(await cog.tempPath(), resolve(moved, "too"));
   for (const name of ["c", "d"]) {
     await cog.tempPath(`${name}/scratch`);
     Deno.removeSync(resolve(cog.root, name), { recursive: true });
@@ -236,15 +240,55 @@ Deno.test("close() leaves what was moved or is gone", LINKS, async () => {
   await outer.close();
 });
 
+Deno.test("close() leaves what is mounted at scratch", MOUNTS, async () => {
+  using dir = scene();
+  const [project, theirs] = directories(dir.path, "project", "theirs");
+  Deno.writeTextFileSync(resolve(theirs, "file"), "");
+  const code = `
+    await using cog = await open(args[0]);
+    const bind = ["--bind", args[1], await cog.tempPath()];
+    console.log(new Deno.Command("mount", { args: bind }).outputSync().code);`;
+  const under = ["unshare", "-m"];
+  await using child = script(code, [project, theirs], undefined, { under });
+  assertEquals(await child.line(), "0");
+  await child.ended();
+  assertEquals(names(theirs), ["file"]);
+  assertEquals(reserved(resolve(project, ".cog")).length, 1); // no lock file
+});
+
+Deno.test("close() keeps what it cannot put back, and says where", async () => {
+  await using outer = await openTemp();
+  const { projectDir, root } = outer;
+  const cog = await open(projectDir);
+  const path = await cog.tempPath("staging");
+  const { renameSync } = Deno;
+  using _ = replace(Deno, "renameSync", (_, aside) => {
+    renameSync(path, resolve(root, "moved"));
+    Deno.mkdirSync(resolve(path, "theirs"), { recursive: true });
+    renameSync(path, aside);
+    Deno.mkdirSync(path);
+  });
+  const told = `it is somebody else's, and has lost its name ${path}; `;
+  await assertRejects(() => cog.close(), AlreadyExists, told);
+  const sweeping = `
+    await using cog = await open(args[0]);
+    await cog.tempPath();`;
+  await using child = script(sweeping, [projectDir]);
+  await child.ended();
+  assertEquals(names(resolve(root, reserved(root)[0])), ["theirs"]);
+});
+
 // Failures
 
 Deno.test("tempPath() that fails leaves what exists, and nothing of its own", async () => {
   await using cog = await openTemp();
   const file = resolve(await cog.path("staging"), "file");
   Deno.writeTextFileSync(file, "kept");
+  const inside = await cog.tempPath({ dir: "staging" });
   const failures = [
     ["mkdirSync", undefined, Error, 1],
     ["renameSync", "staging", PermissionDenied, WINDOWS ? 2 : 1],
+    ["remove", "staging", Error, 1],
     ["renameSync", "x", AlreadyExists, 20], // as XFS says it
     ["openSync", "x", Error, 1], // as with too many open files
     ["openSync", undefined, Error, 1],
@@ -268,9 +312,10 @@ Deno.test("tempPath() that fails leaves what exists, and nothing of its own", as
     await inner.close();
     assertEquals(tries, expected);
   }
-  const isLeft = (path: string) => path.startsWith(cog.root);
+  const isLeft = (path: string) => path.startsWith(`${cog.root}/.`);
   if (HAS_PROC) assertEquals(openFiles().filter(isLeft), []);
   assertEquals(Deno.readTextFileSync(file), "kept");
+  assertEquals(isFree(`${inside}.lock`), false);
   assertEquals(names(cog.root).length, 2 + 2); // with the leftover
 });
 
@@ -329,6 +374,12 @@ for (const left of ["a/staging", "a/.scratch-UUID", ".scratch-UUID"]) {
       .replace("UUID", crypto.randomUUID());
     const code = `
     await using cog = await open(args[0]);
+    const { readDirSync } = Deno;
+    Deno.readDirSync = (path) => {
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 50);
+      return readDirSync(path);
+    };
+    await cog.tempPath({ dir: "a" }); // a slow sweep, so that others wait
     Deno.mkdirSync(args[1], { recursive: true });
     Deno.writeTextFileSync(args[1] + ".lock", "");
     const data = new Uint8Array(Number(args[2]));
@@ -568,6 +619,18 @@ const EXITS = {
   "during a wipe": `
     Deno.remove = () => Deno.exit(0);
     await cog.tempPath("staging");`,
+  "during a deletion in place, of what is another's by now": `
+    await cog.tempPath("theirs");
+    Deno.renameSync = () => {
+      throw Object.assign(new Error(), { code: "EXDEV" });
+    };
+    Deno.remove = (path) => {
+      if (Deno.build.os !== "windows") Deno.openSync(path); // keeps its number
+      Deno.removeSync(path);
+      Deno.mkdirSync(path);
+      Deno.exit(0);
+    };
+    await cog.close();`,
   "after another handle took the name during the close": `
     const { remove } = Deno;
     let other;
@@ -682,7 +745,7 @@ const coded = (code: string) =>
     ? new Error(`as it may be (os error ${UNNAMED[code]})`)
     : Object.assign(new Error("as it may be"), { code });
 
-for (const code of ["EXDEV", "ENOSYS", "ENOTSUP", "ENOSPC", "EDQUOT"]) {
+for (const code of ["EXDEV", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EDQUOT"]) {
   Deno.test(`tempPath() and close() delete in place where nothing moves (${code}), but nothing that came there since`, async () => {
     await using cog = await openTemp();
     Deno.writeTextFileSync(await cog.filePath("staging/file"), "");
@@ -725,6 +788,7 @@ Deno.test("close() says where the rest is, and puts back what it cannot look at"
       });
     const { message } = await assertRejects(() => cog.close(), Error);
     const [left] = reserved(outer.root);
+    assert(isFree(resolve(outer.root, reserved(outer.root).at(-1)!)));
     const rest = isTaken ? resolve(outer.root, left) : path;
     assert(message.startsWith(`Cannot remove ${rest}: `), message);
     assertEquals(names(rest), ["mine"]);
@@ -774,15 +838,16 @@ for (const slow of ["listing", "try"]) {
     await using outer = await openTemp();
     for (let i = 0; i < 8; i++) leftover(outer.root);
     const { openSync, readDirSync } = Deno;
-    let [tries, lists, now] = [0, 0, clock.now()];
+    let [tries, lists, opens, cost, now] = [0, 0, 0, 0.5, clock.now()];
     using _clock = replace(clock, "now", () => now);
     using _list = replace(Deno, "readDirSync", (path) => {
       lists++;
-      if (slow === "listing") now += 0.5;
+      if (slow === "listing") now += cost;
       return readDirSync(path);
     });
     using _open = replace(Deno, "openSync", (path, options) => {
-      if (slow === "try" && !options?.createNew) now += 0.5;
+      if (!options?.createNew) opens++;
+      if (slow === "try" && !options?.createNew) now += cost;
       return openSync(path, options);
     });
     const cog = await open(outer.projectDir);
@@ -792,14 +857,18 @@ for (const slow of ["listing", "try"]) {
         return Promise.reject(coded("EBUSY"));
       });
       for (let i = 0; i < 50; i++) await cog.tempPath();
-      while (tries < 8) await delay(0);
+      await until(() => tries === 8);
     }
-    assertEquals([tries, lists], [8, 1]);
-    now += 100_000;
+    const opened = WINDOWS ? 8 : 16;
+    now += 100 * (slow === "listing" ? cost : opened * cost) - 1;
     await cog.tempPath();
+    assertEquals([tries, lists, opens], [8, 1, opened]);
+    now += 2;
+    cost = 2 ** -5;
+    for (let i = 0; i < 2; i++) await cog.tempPath();
     await cog.close();
-    assertEquals(lists, 2);
-    assertEquals(reserved(outer.root), []);
+    assertEquals([lists, reserved(outer.root)], [3, []]);
+    assert(opens <= 3 * opened, "it opens what is its own");
   });
 }
 
@@ -860,20 +929,31 @@ Deno.test("close() of openTemp() leaves what has taken its place", async () => {
   }
 });
 
-for (const end of ["await cog.close();", "Deno.exit();"]) {
+const ENDS = ["await temp.close();", "await cog.close();", "Deno.exit();"]
+  .concat("Deno.remove = () => Deno.exit(); cog.close();");
+for (const end of ENDS) {
   // This disk renames a file that is deleted while it is open.
-  Deno.test(`openTemp() on bindfs goes at ${end}`, BINDFS, async () => {
+  Deno.test(`scratch on bindfs goes at ${end}`, BINDFS, async () => {
     using dir = scene();
     const [disk, to] = directories(dir.path, "disk", "to");
     using _ = bindfs(...FORWARDING, disk, to);
     const code = `
-      const cog = await openTemp();
-      await cog.lock();
-      for (const name of [undefined, "a/b", "a", "a"]) await cog.tempPath(name);
+      const temp = await openTemp();
+      const cog = await open(args[0]);
+      for (const it of [temp, cog]) {
+        await it.lock();
+        const beside = await it.tempPath({ dir: "ab" });
+        for (const name of ["a/b", "a", "a"]) await it.tempPath(name);
+        const file = Deno.openSync(beside + ".lock");
+        if (file.tryLockSync(true)) Deno.exit(1);
+        file.close();
+        await (await open(it.projectDir)).tempPath({ dir: "a" });
+      }
       ${end}`;
     const env = { TMPDIR: to };
-    await using child = script(code, [], undefined, { env });
+    await using child = script(code, [to], undefined, { env });
     assertEquals((await child.ended()).code, 0);
-    assertEquals(names(disk), []);
+    assertEquals(names(disk), [".cog"]);
+    assertEquals(names(`${disk}/.cog`), [".gitignore", "ab", "cog.lock"]);
   });
 }

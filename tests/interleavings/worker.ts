@@ -179,13 +179,14 @@ addEventListener("message", async (event) => {
     now += 1_000_000; // the library has forgotten what it did before
     openFiles.clear();
     port.onPause = () => {};
-    const { processes } = scenarios[scenario];
+    const { processes, sweeps } = scenarios[scenario];
     port.hasStand = processes.includes(stand);
     let error: Error | undefined;
     await processes[process](library, directory, port, variant)
       .catch((reason) => error = reason);
     for (let i = 0; i < 50; i++) await null; // it may have more to do
     isPlaying = false;
+    if (sweeps) port.onKill(); // as an exit closes what is kept
     places.clear();
     if (openFiles.size > 0) {
       error ??= new Error(`not closed: ${[...openFiles.values()]}`);
