@@ -30,7 +30,7 @@ export function quietly<T>(attempt: () => T): T | undefined {
   }
 }
 
-/** Creates the parent only if it must: Deno may not be allowed to see it. */
+/** Tries first, then with a new parent: Deno may not be allowed to see it. */
 export function withParent<T>(attempt: () => T, createParent: () => void): T {
   try {
     return attempt();
@@ -75,7 +75,7 @@ export function isFull(error: unknown): boolean {
 /** Whether it cannot be moved, as in a lower layer of an overlay. */
 export function isImmovable(error: unknown): boolean {
   return isFull(error) || // as a full btrfs says
-    Deno.build.os === "windows" && isInUse(error) || // it moves no open file
+    Deno.build.os === "windows" && isInUse(error) || // it moves none in use
     ["EXDEV", "ENOSYS", "ENOTSUP", "EOPNOTSUPP"].includes(codeOf(error) ?? "");
 }
 

@@ -63,9 +63,17 @@ export function parentOf(path: string): string {
  * birth time tells them apart where inode numbers are missing, rounded or reused.
  */
 export function isSame(open: Deno.FileInfo, other: Deno.FileInfo): boolean {
-  return open.nlink !== 0 && open.dev === other.dev &&
-    (open.ino === null || open.ino === other.ino) &&
+  return open.nlink !== 0 && open.dev === other.dev && open.ino === other.ino &&
     open.birthtime?.getTime() === other.birthtime?.getTime();
+}
+
+/**
+ * Whether both may be of one directory that nobody keeps open, and not of a mount.
+ * Its inode number may change on an overlay and on FUSE, its birth time on macOS.
+ */
+export function isAlike(one: Deno.FileInfo, other: Deno.FileInfo): boolean {
+  return one.dev === other.dev && (one.ino === other.ino ||
+    one.birthtime?.getTime() === other.birthtime?.getTime());
 }
 
 /** What has the path, or `undefined` if it is gone. */

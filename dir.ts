@@ -16,12 +16,7 @@
 import { ensureDirSync } from "@std/fs/ensure-dir";
 import { LOCK_NAME, objection } from "./_dir/names.ts";
 import { type Exiting, register, unregister } from "./_dir/exits.ts";
-import {
-  createScratch,
-  keepNew,
-  refuseLinks,
-  Scratch,
-} from "./_dir/scratch.ts";
+import { createScratch, keepNew, Scratch } from "./_dir/scratch.ts";
 import { sweep } from "./_dir/sweep.ts";
 import { explain, quietly, quote, withParent } from "./_error.ts";
 import { acquire, releaseOf, tryAcquire } from "./_lock/mutex.ts";
@@ -288,8 +283,8 @@ export class Dir implements AsyncDisposable {
    * Creates an empty scratch directory, which is removed on close.
    *
    * Without a name, the directory is yours alone and needs no lock. Use it for a
-   * download, or for a file that is renamed into place when complete. It is in
-   * `.cog/`, or in the directory of {@linkcode TempPathOptions.dir}.
+   * download, or for a file that is renamed into place when complete. The scratch
+   * is in `.cog/`, or in the directory of {@linkcode TempPathOptions.dir}.
    *
    * With a name, `tempPath` first deletes whatever has the name, other programs'
    * scratch too. Hold the lock from that call until this handle closes. Without
@@ -298,22 +293,22 @@ export class Dir implements AsyncDisposable {
    * `cog` commands remove that directory without the lock when they end, and
    * `cog serve` also at Ctrl-C.
    *
-   * Other users can read scratch, as the files of a build must be. Call
+   * Scratch is readable for other users, as the files of a build must be. Call
    * `Deno.chmod` before you write a secret.
    *
-   * Closing removes only the directory that was created here, never one that
-   * somebody has since put in its place. Without a name, the disk and the time of
-   * birth tell them apart, and some file systems keep no time of birth. A
-   * directory that was moved away stays, so rename it to publish a build, or to
-   * keep scratch for debugging.
+   * Closing removes only the directory that was created here, not one that
+   * somebody has since put in its place. Without a name, it may take a
+   * replacement for its own, but never a mount. A directory that was moved away
+   * stays, so rename it to publish a build, or to keep scratch for debugging.
    * `Deno.exit()` and the normal end of the script remove scratch in the same
    * way. An unhandled signal leaves it, and so does an uncaught error that does
-   * not pass through the `await using` block.
+   * not pass through the `await using` block. In a worker, only close is certain
+   * to remove it.
    *
-   * A later `tempPath` also removes scratch that a crash left, if it had no
-   * name: it sweeps `.cog/` and the directory of its own scratch. Slow sweeps
-   * of a directory block a thread for about a hundredth of the time. Named
-   * scratch stays until somebody asks for the same name.
+   * A later `tempPath` also sweeps `.cog/` and the directory of its own scratch:
+   * it removes nameless scratch that a crash left. Named scratch stays until
+   * somebody asks for the same name. Slow sweeps of a directory block a thread
+   * for about a hundredth of the time.
    *
    * A process locks a file beside its scratch until it closes the handle or
    * dies. The sweep deletes only scratch whose file is free. On a network disk,
@@ -328,9 +323,9 @@ export class Dir implements AsyncDisposable {
    * enters a mount inside scratch. Deletion is not safe from somebody who swaps
    * a parent for a symbolic link at that moment.
    *
-   * Until this handle closes, scratch holds up to one open file, and scratch with
-   * a name two. The sanitizers of `deno test` report them if the handle closes in
-   * another test. In a worker, only close is certain to remove scratch.
+   * Until this handle closes, nameless scratch holds up to one open file, and
+   * named scratch up to two. The sanitizers of `deno test` report them if the
+   * handle closes in another test.
    *
    * @param target The name of the scratch directory, or the options of one without
    * a name.
@@ -612,6 +607,18 @@ function tempDir(): string {
 function readable(path: string): string {
   if (!path.split("/").includes("..")) return path;
   return peek(path) && quietly(() => Deno.realPathSync(path)) || path;
+}
+
+/** Scratch that is reached by a link might be outside the root. */
+function refuseLinks(root: string, path: string): void {
+  for (let at = parentOf(path); at !== root; at = parentOf(at)) {
+    if (quietly(() => Deno.lstatSync(at))?.isSymlink) {
+      throw new Deno.errors.NotADirectory(
+        `Cannot create scratch ${path}: ${at} is a symbolic link; ` +
+          `use a name that does not lead through one`,
+      );
+    }
+  }
 }
 
 /** Creates `.cog/`, hidden from git, unless it exists. */

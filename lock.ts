@@ -108,7 +108,7 @@ export interface Release extends Disposable {
  *
  * Requires `--allow-read` and `--allow-write` for the file, and for the target
  * of a symbolic link. A file that exists needs only `--allow-read`, but on a
- * terminal Deno asks for writing too.
+ * terminal Deno asks for `--allow-write` too.
  *
  * @param path The file to lock. After a symbolic link, `..` leads to the parent
  * of the link's target. On Windows, it leads to the parent of the link.

@@ -4,7 +4,7 @@ import { isIn } from "../_path.ts";
 export interface Exiting {
   readonly path: string;
   atExit(): void;
-  /** Closes its file. */
+  /** Closes its file, which frees it. */
   release?(): void;
 }
 
@@ -35,7 +35,7 @@ export function unregister(it: Exiting, key: unknown = it.path): boolean {
   return was;
 }
 
-/** Closes files in a directory that may not be deleted while they are open. */
+/** Closes lock files in a directory, which may keep it from being deleted. */
 export function releaseIn(directory: string): void {
   for (const it of exits.values()) {
     if (isIn(directory, it.path)) it.release?.();

@@ -1,6 +1,6 @@
 import { explain, isFull, isRace, quietly, withParent } from "../_error.ts";
 import { pause } from "../_lock/clock.ts";
-import { isSame, look, obstacleTo, parentOf, WINDOWS } from "../_path.ts";
+import { isAlike, isSame, look, obstacleTo, WINDOWS } from "../_path.ts";
 import { Claim } from "./claim.ts";
 import { type Exiting, register, registeredAt, unregister } from "./exits.ts";
 import { Tree } from "./tree.ts";
@@ -47,7 +47,7 @@ export class Scratch implements Exiting {
       // Another one took its place right before the move.
       if (tree.putBack() === path) return undefined;
       throw new Deno.errors.AlreadyExists(
-        `it is somebody else's, and has lost its name ${path}; ` +
+        `it is somebody else's, and could not return to ${path}; ` +
           `move it away before this process ends`,
       );
     } catch (error) {
@@ -64,7 +64,8 @@ export class Scratch implements Exiting {
   #treeAt(path: string): Tree | undefined {
     const own = look(path, () => this.directory?.statSync() ?? this.created);
     const tree = Tree.at(path);
-    return own && tree && isSame(own, tree.found) ? tree : undefined;
+    const isOwn = this.path === this.claim?.target ? isAlike : isSame;
+    return own && tree && isOwn(own, tree.found) ? tree : undefined;
   }
 
   #free(isDone?: boolean): void {
@@ -108,8 +109,7 @@ export async function createScratch(
         });
         Deno.mkdirSync(claim.target);
         if (path) return moveNew(path, claim);
-        // An overlay or FUSE may give it another number, since nobody opens it.
-        const created = { ...Deno.lstatSync(claim.target), ino: null };
+        const created = Deno.lstatSync(claim.target);
         return new Scratch(claim.target, created, claim);
       } catch (error) {
         await makeWay(error);
@@ -138,16 +138,4 @@ export function keepNew(path: string, undo: DisposableStack) {
   undo.defer(() => quietly(() => Deno.removeSync(path)));
   const directory = WINDOWS ? undefined : undo.use(Deno.openSync(path));
   return { directory, created: directory?.statSync() ?? Deno.lstatSync(path) };
-}
-
-/** Scratch that is reached by a link might be outside the root. */
-export function refuseLinks(root: string, path: string): void {
-  for (let at = parentOf(path); at !== root; at = parentOf(at)) {
-    if (quietly(() => Deno.lstatSync(at))?.isSymlink) {
-      throw new Deno.errors.NotADirectory(
-        `Cannot create scratch ${path}: ${at} is a symbolic link; ` +
-          `use a name that does not lead through one`,
-      );
-    }
-  }
 }

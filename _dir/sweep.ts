@@ -27,14 +27,13 @@ export async function sweep(dir: string, isUrgent: boolean): Promise<void> {
     return result;
   };
   // A link might lead elsewhere.
-  const isLock = (it: Deno.DirEntry) => it.isFile && SCRATCH_LOCK.test(it.name);
+  const isLeft = ({ name, isFile }: Deno.DirEntry) =>
+    isFile && SCRATCH_LOCK.test(name) && !registeredAt(joinName(dir, name));
   // The asynchronous call takes four times as long, however many there are.
-  const list = () => [...Deno.readDirSync(dir)].filter(isLock);
+  const list = () => [...Deno.readDirSync(dir)].filter(isLeft);
   for (const { name } of count(() => quietly(list)) ?? []) {
-    const path = joinName(dir, name);
-    if (registeredAt(path)) continue;
     // It may be somebody else's to delete. A later sweep tries again.
-    await count(() => sweepScratch(path).catch(() => {}));
+    await count(() => sweepScratch(joinName(dir, name)).catch(() => {}));
   }
 }
 

@@ -37,7 +37,7 @@ export class Tree implements Exiting {
     }
   }
 
-  /** Deletes it, even if an exit comes first, and tries for 0.3 s if it is in use. */
+  /** Deletes it, even if an exit comes first. Tries for 0.3 s if others interfere. */
   async delete(): Promise<void> {
     register(this, this);
     const end = clock.now() + 300;

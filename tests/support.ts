@@ -163,7 +163,7 @@ export function threads(): number {
 export function openFiles(pid: number = Deno.pid): string[] {
   return [...Deno.readDirSync(`/proc/${pid}/fd`)]
     .map(({ name }) => `/proc/${pid}/fd/${name}`)
-    // The directory that was just read is open no more.
+    // The directory just read is closed by now.
     .flatMap((path) => quietly(() => Deno.readLinkSync(path)) ?? []);
 }
 

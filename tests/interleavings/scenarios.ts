@@ -63,7 +63,7 @@ const loseName: Process = async ({ open }, at, port, isLate) => {
   port.say([1]);
   if (isLate) port.await(2);
   const told = await cog.close().catch(({ message }) => message);
-  port.check(!told || told.includes("has lost its name"), "no other error");
+  port.check(!told || told.includes("could not return"), "no other error");
   port.say([3]);
 };
 
