@@ -298,7 +298,7 @@ export class Dir implements AsyncDisposable {
    *
    * Closing removes only the directory that was created here, not one that
    * somebody has since put in its place. Without a name, it may take a
-   * replacement for its own, but never a mount. A directory that was moved away
+   * replacement for its own, but no mount of another disk. A directory that was moved away
    * stays, so rename it to publish a build, or to keep scratch for debugging.
    * `Deno.exit()` and the normal end of the script remove scratch in the same
    * way. An unhandled signal leaves it, and so does an uncaught error that does

@@ -1,4 +1,4 @@
-import { isIn } from "../_path.ts";
+import { isIn, look } from "../_path.ts";
 
 /** Something that an exit deletes or frees. */
 export interface Exiting {
@@ -35,10 +35,15 @@ export function unregister(it: Exiting, key: unknown = it.path): boolean {
   return was;
 }
 
-/** Closes lock files in a directory, which may keep it from being deleted. */
-export function releaseIn(directory: string): void {
+/**
+ * Closes the open files of a directory, which may have moved, that are deleted.
+ * On FUSE, such a file keeps its directory from being deleted.
+ */
+export function releaseIn(from: string, to: string): void {
   for (const it of exits.values()) {
-    if (isIn(directory, it.path)) it.release?.();
+    if (!it.release || !isIn(from, it.path)) continue;
+    const moved = to + it.path.slice(from.length);
+    if (!look(it.path) && !look(moved)) it.release();
   }
 }
 

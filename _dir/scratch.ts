@@ -42,7 +42,7 @@ export class Scratch implements Exiting {
     try {
       tree = this.#treeAt(path);
       if (!tree) return void this.#free(true);
-      tree = tree.moveTo(claim?.target ?? path);
+      if (claim) tree = tree.moveTo(claim.target);
       if (!tree || tree.path === path || this.#treeAt(tree.path)) return tree;
       // Another one took its place right before the move.
       if (tree.putBack() === path) return undefined;
@@ -65,7 +65,7 @@ export class Scratch implements Exiting {
     const own = look(path, () => this.directory?.statSync() ?? this.created);
     const tree = Tree.at(path);
     const isOwn = this.path === this.claim?.target ? isAlike : isSame;
-    return own && tree && isOwn(own, tree.found) ? tree : undefined;
+    return own && tree?.found && isOwn(own, tree.found) ? tree : undefined;
   }
 
   #free(isDone?: boolean): void {

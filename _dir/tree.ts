@@ -10,12 +10,12 @@ export class Tree implements Exiting {
   /**
    * @param path Where it is.
    * @param home Where it returns to if it cannot be deleted.
-   * @param found What it is. At home, nothing else is deleted.
+   * @param found What it is, unless the path is claimed. There, all is deleted.
    */
   constructor(
     readonly path: string,
     readonly home: string,
-    readonly found: Deno.FileInfo,
+    readonly found?: Deno.FileInfo,
   ) {}
 
   /** What has the path. */
@@ -24,12 +24,11 @@ export class Tree implements Exiting {
     return found && new Tree(path, path, found);
   }
 
-  /** Moves it aside if it exists, or leaves it if it cannot be moved. */
-  moveTo(aside: string): Tree | undefined {
-    if (aside === this.path) return this;
+  /** Moves it to a claimed path if it exists, or leaves it if it cannot be moved. */
+  moveTo(claimed: string): Tree | undefined {
     try {
-      Deno.renameSync(this.path, aside);
-      return new Tree(aside, this.path, this.found);
+      if (claimed !== this.path) Deno.renameSync(this.path, claimed);
+      return new Tree(claimed, this.path);
     } catch (error) {
       if (isGone(error)) return undefined;
       if (isImmovable(error)) return this;
@@ -37,18 +36,20 @@ export class Tree implements Exiting {
     }
   }
 
-  /** Deletes it, even if an exit comes first. Tries for 0.3 s if others interfere. */
+  /** Deletes it, even if an exit comes first. Tries on for 0.3 s if others interfere. */
   async delete(): Promise<void> {
     register(this, this);
-    const end = clock.now() + 300;
+    let end: number | undefined;
     try {
       do {
         try {
           return await Deno.remove(this.path, RECURSIVE);
         } catch (error) {
-          if (!isRace(error) || clock.now() > end) throw error;
+          const now = clock.now();
+          end ??= now + 300;
+          if (!isRace(error) || now > end) throw error;
         }
-        releaseIn(this.home);
+        releaseIn(this.home, this.path);
         await pause(20);
       } while (this.#isThere());
     } catch (error) {
@@ -60,9 +61,13 @@ export class Tree implements Exiting {
   }
 
   atExit(): void {
-    try {
-      releaseIn(this.home);
+    const remove = () => {
       if (this.#isThere()) Deno.removeSync(this.path, RECURSIVE);
+    };
+    quietly(remove);
+    try {
+      releaseIn(this.home, this.path);
+      remove();
     } catch {
       this.putBack();
     }
@@ -77,9 +82,8 @@ export class Tree implements Exiting {
     }) ?? this.path;
   }
 
-  /** Whether it still exists. Aside, only this thread moves it. */
   #isThere(): boolean {
     const there = look(this.path);
-    return !!there && (this.path !== this.home || isSame(this.found, there));
+    return !!there && (!this.found || isSame(this.found, there));
   }
 }

@@ -1,7 +1,7 @@
 /** What the directory costs, beside the bare calls that it cannot do without. */
 
 import { resolve } from "@std/path/resolve";
-import { open, openTemp } from "../dir.ts";
+import { open } from "../dir.ts";
 import { compare, perCall } from "./compare.ts";
 import { local, RESOLUTION, scene } from "./support.ts";
 
@@ -29,20 +29,6 @@ compare("scratch, created, wiped and removed", "µs", 30, {
     }),
   "tempPath(name), close()": () => scratch("staging"),
   "tempPath(), close()": () => scratch(),
-});
-
-compare("a temporary directory, created and removed", "µs", 30, {
-  "bare: makeTempDir, mkdir, remove": () =>
-    perCall(20, async () => {
-      const project = await Deno.makeTempDir();
-      await Deno.mkdir(resolve(project, ".cog"));
-      await Deno.remove(project, recursive);
-    }),
-  "openTemp(), close()": () =>
-    perCall(20, async () => {
-      const cog = await openTemp();
-      await cog.close();
-    }),
 });
 
 /** The milliseconds that a Deno takes to run a module and end. */

@@ -231,23 +231,6 @@ Deno.test("lock() with a signal asks after half to all of a fortieth of its own 
   }
 });
 
-Deno.test("lock() waits though the global timers are replaced", async () => {
-  using dir = scene();
-  using holder = theirs(dir.file);
-  const code = `
-    globalThis.setTimeout = () => 0;
-    globalThis.clearTimeout = () => {};
-    performance.now = () => 0;
-    const { signal } = new AbortController();
-    const onWait = () => console.log("waiting");
-    (await lock(args[0], { signal, onWait }))();
-    console.log("done");`;
-  await using child = script(code, [dir.file]);
-  assertEquals(await child.line(), "waiting");
-  holder.close();
-  assertEquals(await child.line(), "done");
-});
-
 // The queue of one thread
 
 Deno.test("lock() calls of one process get the lock in the order in which they asked, and the abandoned ones leave at once", async () => {

@@ -207,9 +207,16 @@ for (const disk of ["a disk", "bindfs"]) {
       Deno.writeTextFileSync(resolve(scratch, "theirs"), "");
       const nameless = await cog.tempPath();
       const { lstatSync } = Deno;
-      const change = i % 2 ? { ino: i } : { birthtime: new Date(i) };
       using _stat = replace(Deno, "lstatSync", (path) => {
+        const ino = Math.random();
+        const change = i % 2 ? { ino } : { birthtime: new Date(ino) };
         return { ...lstatSync(path), ...path === nameless && change };
+      });
+      const { remove } = Deno;
+      let tries = 0;
+      using _remove = replace(Deno, "remove", async (path, options) => {
+        if (++tries === i) throw coded("EBUSY");
+        await remove(path, options);
       });
       using _ = replace(Deno, "renameSync", () => {
         throw new Error("it is moved, if only for a moment");
@@ -774,7 +781,7 @@ for (const code of ["EXDEV", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "EDQUOT"]) {
 Deno.test("close() says where the rest is, and puts back what it cannot look at", async () => {
   await using outer = await openTemp();
   const { lstatSync } = Deno;
-  for (const isTaken of [true, false]) {
+  for (const isTaken of [false, true]) {
     const cog = await open(outer.projectDir);
     const path = await cog.tempPath("staging");
     Deno.writeTextFileSync(resolve(path, "mine"), "");
@@ -795,6 +802,25 @@ Deno.test("close() says where the rest is, and puts back what it cannot look at"
     assertEquals(names(rest), ["mine"]);
     if (isTaken) Deno.removeSync(path);
   }
+});
+
+Deno.test("close() whose deletion is refused ends no claim inside, nor where it was", async () => {
+  await using outer = await openTemp();
+  const { root } = outer;
+  const cog = await open(outer.projectDir);
+  await cog.tempPath("a");
+  const inside = await outer.tempPath({ dir: "a" });
+  let later = "";
+  {
+    using _ = replace(Deno, "remove", async () => {
+      later ||= await outer.tempPath({ dir: "a" });
+      throw coded("EBUSY");
+    });
+    await assertRejects(() => cog.close(), Error, "Cannot remove ");
+  }
+  const [aside] = reserved(root);
+  const moved = inside.replace(resolve(root, "a"), resolve(root, aside));
+  for (const it of [moved, later]) assertEquals(isFree(`${it}.lock`), false);
 });
 
 Deno.test("close() removes scratch whose name another failed to take", async () => {
