@@ -186,9 +186,9 @@ addEventListener("message", async (event) => {
       .catch((reason) => error = reason);
     for (let i = 0; i < 50; i++) await null; // it may have more to do
     isPlaying = false;
-    if (sweeps) port.onKill(); // as an exit closes what is kept
+    if (sweeps) dispatchEvent(new Event("unload")); // a claim is kept so long
     places.clear();
-    if (openFiles.size > 0) {
+    if (openFiles.size > 0 && !sweeps) {
       error ??= new Error(`not closed: ${[...openFiles.values()]}`);
     }
     port.end(error);
