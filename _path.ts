@@ -46,11 +46,6 @@ export function joinName(directory: string, name: string): string {
     : tidy(`${directory}/${posixNormalize(name)}`);
 }
 
-/** Whether a path leads into a directory. */
-export function isIn(directory: string, path: string): boolean {
-  return path.startsWith(`${directory}${WINDOWS ? "\\" : "/"}`);
-}
-
 /** The directory that contains what is at an absolute path. */
 export function parentOf(path: string): string {
   return WINDOWS
@@ -68,8 +63,9 @@ export function isSame(open: Deno.FileInfo, other: Deno.FileInfo): boolean {
 }
 
 /**
- * Whether both may be of one directory that nobody keeps open, and not of a mount.
- * Its inode number may change on an overlay and on FUSE, its birth time on macOS.
+ * Whether both may be of one directory that nobody keeps open: its inode number may
+ * change on an overlay and on FUSE, its birth time on macOS. Where no birth time
+ * exists, this only excludes other disks.
  */
 export function isAlike(one: Deno.FileInfo, other: Deno.FileInfo): boolean {
   return one.dev === other.dev && (one.ino === other.ino ||

@@ -1,7 +1,7 @@
 import { quietly } from "../_error.ts";
 import { tryFile } from "../_lock/file.ts";
 import { joinName, look } from "../_path.ts";
-import { register, unregister } from "./exits.ts";
+import { register, registered, unregister } from "./exits.ts";
 
 export const LOCK = ".lock";
 
@@ -39,6 +39,18 @@ export class Claim {
     if (!isOwn) throw new Deno.errors.AlreadyExists("A sweep came first");
     undo.move();
     return new Claim(target, path, file);
+  }
+
+  /**
+   * Ends the claims whose file is deleted. On FUSE, the open file keeps its
+   * directory from being deleted.
+   */
+  static releaseDeleted(): void {
+    for (const it of registered()) {
+      if (!(it instanceof Claim)) continue;
+      const found = quietly(() => it.file?.statSync());
+      if (found?.nlink === 0) it.release();
+    }
   }
 
   /** Ends the claim. Its lock file stays for a sweep, unless `isDone`. */

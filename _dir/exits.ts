@@ -1,11 +1,7 @@
-import { isIn, look } from "../_path.ts";
-
 /** Something that an exit deletes or frees. */
 export interface Exiting {
   readonly path: string;
   atExit(): void;
-  /** Closes its file, which frees it. */
-  release?(): void;
 }
 
 // A DOM emulation may replace these later.
@@ -16,7 +12,7 @@ const exits = new Map<unknown, Exiting>();
 
 /** In reverse order of registration: a lock file outlives its scratch. */
 function exit(): void {
-  for (const it of [...exits.values()].reverse()) it.atExit();
+  for (const it of registered().reverse()) it.atExit();
 }
 
 /** Lets an exit end it, and not its predecessor at that key. */
@@ -35,16 +31,8 @@ export function unregister(it: Exiting, key: unknown = it.path): boolean {
   return was;
 }
 
-/**
- * Closes the open files of a directory, which may have moved, that are deleted.
- * On FUSE, such a file keeps its directory from being deleted.
- */
-export function releaseIn(from: string, to: string): void {
-  for (const it of exits.values()) {
-    if (!it.release || !isIn(from, it.path)) continue;
-    const moved = to + it.path.slice(from.length);
-    if (!look(it.path) && !look(moved)) it.release();
-  }
+export function registered(): Exiting[] {
+  return [...exits.values()];
 }
 
 export function registeredAt(path: string): Exiting | undefined {

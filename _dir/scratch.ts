@@ -63,9 +63,10 @@ export class Scratch implements Exiting {
   /** What has the path, if it is the owner's. */
   #treeAt(path: string): Tree | undefined {
     const own = look(path, () => this.directory?.statSync() ?? this.created);
-    const tree = Tree.at(path);
+    const found = look(path);
     const isOwn = this.path === this.claim?.target ? isAlike : isSame;
-    return own && tree?.found && isOwn(own, tree.found) ? tree : undefined;
+    const isThere = own && found && isOwn(own, found);
+    return isThere ? new Tree(path, path, found) : undefined;
   }
 
   #free(isDone?: boolean): void {
@@ -96,7 +97,8 @@ export async function createScratch(
     } else if (isRace(error) && tries.race-- > 0) {
       // Others may try as regularly as this does.
       if (tries.race < 18) await pause((19 - tries.race) * Math.random());
-      if (error instanceof Deno.errors.NotFound) claim = claim?.release();
+      const isLost = !path || error instanceof Deno.errors.NotFound;
+      if (isLost) claim = claim?.release();
       if (claim) await there()?.moveTo(claim.target)?.delete();
     } else throw error;
   };

@@ -1,7 +1,8 @@
 import { explain, isGone, isImmovable, isRace, quietly } from "../_error.ts";
 import { clock, pause } from "../_lock/clock.ts";
 import { isSame, look } from "../_path.ts";
-import { type Exiting, register, releaseIn, unregister } from "./exits.ts";
+import { Claim } from "./claim.ts";
+import { type Exiting, register, unregister } from "./exits.ts";
 
 export const RECURSIVE = { recursive: true };
 
@@ -49,7 +50,7 @@ export class Tree implements Exiting {
           end ??= now + 300;
           if (!isRace(error) || now > end) throw error;
         }
-        releaseIn(this.home, this.path);
+        Claim.releaseDeleted();
         await pause(20);
       } while (this.#isThere());
     } catch (error) {
@@ -66,7 +67,7 @@ export class Tree implements Exiting {
     };
     quietly(remove);
     try {
-      releaseIn(this.home, this.path);
+      Claim.releaseDeleted();
       remove();
     } catch {
       this.putBack();

@@ -213,8 +213,11 @@ for (const disk of ["a disk", "bindfs"]) {
         return { ...lstatSync(path), ...path === nameless && change };
       });
       const { remove } = Deno;
-      let tries = 0;
+      let [tries, late] = [0, 0];
+      const { now } = clock;
+      using _clock = replace(clock, "now", () => now() + late);
       using _remove = replace(Deno, "remove", async (path, options) => {
+        late += 400; // a large directory takes its time
         if (++tries === i) throw coded("EBUSY");
         await remove(path, options);
       });
@@ -851,10 +854,11 @@ Deno.test("tempPath() has own tries for each cause, and takes another name for o
   using _mkdir = replace(Deno, "mkdirSync", (path, options) => {
     if (++made === 2) throw coded("ENOSPC");
     mkdirSync(path, options);
+    if (made === 5) throw coded("EBUSY");
   });
   assertEquals(names(await cog.tempPath("staging")), []);
   const uuids = Array.from({ length: 3 }, () => crypto.randomUUID());
-  const asked = [uuids[0], uuids[0], uuids[1]];
+  const asked = [uuids[0], ...uuids];
   using _uuid = replace(crypto, "randomUUID", () => asked.shift()!);
   const paths = [await cog.tempPath(), await cog.tempPath()];
   assertEquals(paths.map((it) => exists(`${it}.lock`)), [true, true]);
