@@ -370,7 +370,7 @@ Deno.test("lock() with a signal stands in the queue", LINUX, async () => {
     }
     controller.abort("enough");
     assertEquals(await left.lock.catch((reason) => reason), "enough");
-    assertEquals(blocked(Deno.pid), 1);
+    await until(() => blocked(Deno.pid) === 1);
     holder.close();
     const release = await soon(first.lock);
     Deno.writeTextFileSync(note, "in its turn");
@@ -417,7 +417,7 @@ Deno.test("lock() given up leaves two threads at most", LINUX, async () => {
     await child.go();
   }
   assertEquals(await child.line(), "given up");
-  assertEquals(blocked(child.pid), 2);
+  await until(() => blocked(child.pid) === 2);
   await child.go();
   assertEquals((await child.ended()).code, 0);
   holder.close();

@@ -126,7 +126,7 @@ export function isFree(path: string): boolean {
   return file.tryLockSync(true);
 }
 
-/** How many waits of a process stand in the operating system. */
+/** How many waits of a process stand in the system, unless that is just changing. */
 export function blocked(pid: number): number {
   const locks = Deno.readTextFileSync("/proc/locks").split("\n");
   return locks.filter((it) => /->/.test(it) && it.includes(` ${pid} `)).length;
