@@ -63,10 +63,9 @@ export class Scratch implements Exiting {
   /** What has the path, if it is the owner's. */
   #treeAt(path: string): Tree | undefined {
     const own = look(path, () => this.directory?.statSync() ?? this.created);
-    const found = look(path);
+    const tree = Tree.at(path);
     const isOwn = this.path === this.claim?.target ? isAlike : isSame;
-    const isThere = own && found && isOwn(own, found);
-    return isThere ? new Tree(path, path, found) : undefined;
+    return own && tree?.found && isOwn(own, tree.found) ? tree : undefined;
   }
 
   #free(isDone?: boolean): void {

@@ -27,13 +27,15 @@ export async function sweep(dir: string, isUrgent: boolean): Promise<void> {
     return result;
   };
   // A link might lead elsewhere.
-  const isLeft = ({ name, isFile }: Deno.DirEntry) =>
-    isFile && SCRATCH_LOCK.test(name) && !registeredAt(joinName(dir, name));
+  const isLock = (it: Deno.DirEntry) => it.isFile && SCRATCH_LOCK.test(it.name);
   // The asynchronous call takes four times as long, however many there are.
-  const list = () => [...Deno.readDirSync(dir)].filter(isLeft);
-  for (const { name } of count(() => quietly(list)) ?? []) {
+  const list = () =>
+    [...Deno.readDirSync(dir)].filter(isLock)
+      .map(({ name }) => joinName(dir, name))
+      .filter((path) => !registeredAt(path));
+  for (const path of count(() => quietly(list)) ?? []) {
     // It may be somebody else's to delete. A later sweep tries again.
-    await count(() => sweepScratch(joinName(dir, name)).catch(() => {}));
+    await count(() => sweepScratch(path).catch(() => {}));
   }
 }
 
