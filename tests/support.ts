@@ -6,6 +6,8 @@ import { fromFileUrl } from "@std/path/from-file-url";
 import { resolve } from "@std/path/resolve";
 import { quietly } from "../_error.ts";
 
+export { exists } from "./interleavings/port.ts";
+
 export const MOD = import.meta.resolve("../mod.ts");
 
 /** The flag with which a second Deno resolves `@std` as this one does. */
@@ -195,9 +197,6 @@ export const CAN_LINK = quietly(() => {
   Deno.symlinkSync(dir.path, link, { type: "dir" });
   return Deno.lstatSync(link).isSymlink;
 }) ?? false;
-
-export const exists = (path: string): boolean =>
-  quietly(() => Deno.lstatSync(path)) !== undefined;
 
 /** The sorted names in a directory. */
 export function names(path: string): string[] {

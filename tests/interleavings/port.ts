@@ -1,6 +1,6 @@
 /** How an explorer and the worker of one process take turns, without messages. */
 
-import { quietly } from "../../_error.ts";
+import { look } from "../../_path.ts";
 
 /** The real ones: a worker replaces those that the library sees. */
 const { exchange, load, notify, store, wait } = Atomics;
@@ -33,8 +33,7 @@ export interface Play {
 }
 
 /** Whether something exists at the path. */
-export const exists = (path: string): boolean =>
-  quietly(() => Deno.lstatSync(path)) !== undefined;
+export const exists = (path: string): boolean => look(path) !== undefined;
 
 export class Port {
   readonly #ints: Int32Array;
