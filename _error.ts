@@ -30,7 +30,7 @@ export function quietly<T>(attempt: () => T): T | undefined {
   }
 }
 
-/** Tries first, then with a new parent: Deno may not be allowed to see it. */
+/** Creates the parent only after a failure: Deno may not be allowed to see it. */
 export function withParent<T>(attempt: () => T, createParent: () => void): T {
   try {
     return attempt();
@@ -75,7 +75,7 @@ export function isFull(error: unknown): boolean {
 /** Whether it cannot be moved, as in a lower layer of an overlay. */
 export function isImmovable(error: unknown): boolean {
   return isFull(error) || // as a full btrfs says
-    Deno.build.os === "windows" && isInUse(error) || // it moves none in use
+    Deno.build.os === "windows" && isInUse(error) || // as with open files
     ["EXDEV", "ENOSYS", "ENOTSUP", "EOPNOTSUPP"].includes(codeOf(error) ?? "");
 }
 

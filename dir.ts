@@ -293,17 +293,16 @@ export class Dir implements AsyncDisposable {
    * `cog` commands remove that directory without the lock when they end, and
    * `cog serve` also at Ctrl-C.
    *
-   * Scratch is readable for other users, as the files of a build must be. Call
-   * `Deno.chmod` before you write a secret.
+   * Other users may be able to read scratch, since the files of a build must be
+   * readable. Call `Deno.chmod` before you write a secret.
    *
-   * Closing removes only the directory that was created here, not one that
-   * somebody has since put in its place. Without a name, it may take a
-   * replacement for its own, but no mount of another disk. A directory that was
-   * moved away stays, so rename it to publish a build, or to keep scratch for
-   * debugging. `Deno.exit()` and the normal end of the script remove scratch in
-   * the same way. An unhandled signal leaves it, and so does an uncaught error
-   * that does not pass through the `await using` block. In a worker, only close
-   * is certain to remove it.
+   * Closing removes only the directory that was created here. With a name, a
+   * replacement stays. Without one, closing may remove a replacement, but no
+   * mount of another disk. A directory that was moved away stays, so rename it
+   * to publish a build, or to keep scratch for debugging. `Deno.exit()` and the
+   * normal end of the script remove scratch in the same way. An unhandled signal
+   * leaves it, and so does an uncaught error that does not pass through the
+   * `await using` block. In a worker, only close is certain to remove it.
    *
    * A later `tempPath` also sweeps `.cog/` and the directory of its own scratch:
    * it removes nameless scratch that a crash left. Named scratch stays until

@@ -53,7 +53,7 @@ export class Claim {
     }
   }
 
-  /** Ends the claim. Its lock file stays for a sweep, unless `isDone`. */
+  /** Ends the claim. Its lock file stays if the target does, unless `isDone`. */
   release(isDone?: boolean): undefined {
     if (!unregister(this) || !this.file) return;
     isDone ??= quietly(() => !look(this.target));

@@ -11,7 +11,7 @@ export class Tree implements Exiting {
   /**
    * @param path Where it is.
    * @param home Where it returns to if it cannot be deleted.
-   * @param found What it is, unless the path is claimed. There, all is deleted.
+   * @param found What it is. Missing at a claimed path, where anything is deleted.
    */
   constructor(
     readonly path: string,
@@ -37,7 +37,7 @@ export class Tree implements Exiting {
     }
   }
 
-  /** Deletes it, even if an exit comes first. Tries on for 0.3 s if others interfere. */
+  /** Deletes it, even if an exit comes first. Repeats that for 0.3 s if others interfere. */
   async delete(): Promise<void> {
     register(this, this);
     let end: number | undefined;

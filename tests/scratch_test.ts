@@ -661,7 +661,7 @@ const EXITS = {
 };
 
 for (const [when, exit] of Object.entries(EXITS)) {
-  Deno.test(`an exit ${when} removes all directories`, async () => {
+  Deno.test(`an exit ${when} removes its directories`, async () => {
     using dir = scene();
     const code = `
       const cog = await open(args[0]);
@@ -807,7 +807,7 @@ Deno.test("close() says where the rest is, and puts back what it cannot look at"
   }
 });
 
-Deno.test("close() whose deletion is refused ends no claim inside, nor where it was", async () => {
+Deno.test("close() that cannot delete scratch ends no claim in it, or in what has its name now", async () => {
   await using outer = await openTemp();
   const { root } = outer;
   const cog = await open(outer.projectDir);

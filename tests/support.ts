@@ -128,7 +128,7 @@ export function isFree(path: string): boolean {
   return file.tryLockSync(true);
 }
 
-/** How many waits of a process stand in the system, unless that is just changing. */
+/** How many waits of a process are in the system's queue, or fewer during a change. */
 export function blocked(pid: number): number {
   const locks = Deno.readTextFileSync("/proc/locks").split("\n");
   return locks.filter((it) => /->/.test(it) && it.includes(` ${pid} `)).length;

@@ -186,7 +186,7 @@ addEventListener("message", async (event) => {
       .catch((reason) => error = reason);
     for (let i = 0; i < 50; i++) await null; // it may have more to do
     isPlaying = false;
-    if (sweeps) dispatchEvent(new Event("unload")); // a claim is kept so long
+    if (sweeps) dispatchEvent(new Event("unload")); // a kept claim ends only then
     places.clear();
     if (openFiles.size > 0 && !sweeps) {
       error ??= new Error(`not closed: ${[...openFiles.values()]}`);
