@@ -42,15 +42,15 @@ export class Claim {
   }
 
   /**
-   * Ends the claims whose file is deleted. On FUSE, the open file keeps its
-   * directory from being deleted.
+   * Ends the claims whose file is deleted, and tells whether any was. On FUSE, the
+   * open file keeps its directory from being deleted.
    */
-  static releaseDeleted(): void {
-    for (const it of registered()) {
-      if (!(it instanceof Claim)) continue;
-      const found = quietly(() => it.file?.statSync());
-      if (found?.nlink === 0) it.release();
-    }
+  static releaseDeleted(): boolean {
+    const deleted = registered().filter((it) =>
+      it instanceof Claim && quietly(() => it.file?.statSync())?.nlink === 0
+    );
+    for (const it of deleted) it.atExit();
+    return deleted.length > 0;
   }
 
   /** Ends the claim. Its lock file stays if the target does, unless `isDone`. */

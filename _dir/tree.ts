@@ -50,8 +50,7 @@ export class Tree implements Exiting {
           end ??= now + 300;
           if (!isRace(error) || now > end) throw error;
         }
-        Claim.releaseDeleted();
-        await pause(20);
+        if (!Claim.releaseDeleted()) await pause(20);
       } while (this.#isThere());
     } catch (error) {
       const rest = this.putBack();
@@ -65,9 +64,9 @@ export class Tree implements Exiting {
     const remove = () => {
       if (this.#isThere()) Deno.removeSync(this.path, RECURSIVE);
     };
-    quietly(remove);
+    // Each try may stop at one more open lock file.
+    do quietly(remove); while (Claim.releaseDeleted());
     try {
-      Claim.releaseDeleted();
       remove();
     } catch {
       this.putBack();

@@ -978,7 +978,8 @@ for (const end of ENDS) {
         const file = Deno.openSync(beside + ".lock");
         if (file.tryLockSync(true)) Deno.exit(1);
         file.close();
-        await (await open(it.projectDir)).tempPath({ dir: "a" });
+        const other = await open(it.projectDir);
+        for (let i = 0; i < 20; i++) await other.tempPath({ dir: "a/" + i });
       }
       ${end}`;
     await using child = script(code, [to], undefined, { env: { TMPDIR: to } });
